@@ -1,0 +1,49 @@
+# Every target sets up what it needs on a bare machine: Python 3.11 or newer, make, and the package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+.PHONY: install
+install: $(INSTALLED)  ## Make the virtual environment .venv and install the package with its test tools into it
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	touch $@
+
+.PHONY: test
+test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)
+	$(BIN)/python -m pytest
+
+.PHONY: test-heavy
+test-heavy: install  ## Run the tests that need full-size models (about 12 GB of memory, some minutes)
+	$(BIN)/python -m pytest -m heavy
+
+.PHONY: check
+check: install  ## Format, lint and type check, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: install  ## Format the code and repair what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: benchmark
+benchmark: install  ## Time forward, training step, generation and codec beside transformers, and print the table
+	$(BIN)/python scripts/benchmark.py
+
+.PHONY: clean
+clean:  ## Remove caches and build products, not the virtual environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

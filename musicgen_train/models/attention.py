@@ -1,0 +1,150 @@
+"""Multi-head attention over keys and values that the caller has at hand, fused or with its weights returned.
+
+Axes: B batch, N heads, S query steps, L key positions, H head width, D = N * H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from musicgen_train.models.kv_cache import KeysValues
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may see: all, those up to its own position, or those where `allowed` is True."""
+
+    causal: bool = False
+    """Only where queries and keys are the same steps; with past keys use `allowed`."""
+    allowed: torch.Tensor | None = None
+    """Bool, broadcasting to `(batch, heads, queries, keys)`; every query has at least one True."""
+
+
+class MusicgenAttention(nn.Module):
+    """Attention without biases; one class for self- and cross-attention, which differ in whose states give the keys.
+
+    Args:
+        width: of the input and output states, D.
+        num_heads: N, a divisor of `width`.
+        dropout: probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def keys_values(self, states_BLD: torch.Tensor) -> KeysValues:
+        """Keys and values of some states, each `(batch, heads, length, head_width)`."""
+        return self._split_heads(self.k_proj(states_BLD)), self._split_heads(self.v_proj(states_BLD))
+
+    def forward(
+        self,
+        hidden_BSD: torch.Tensor,
+        keys_values: KeysValues,
+        mask: AttentionMask,
+        head_mask_N: torch.Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `hidden_BSD` to the given keys.
+
+        Args:
+            hidden_BSD: states that ask.
+            keys_values: from `keys_values`, or from a cache.
+            mask: which keys each query may see.
+            head_mask_N: a factor for each head's output; 0 switches a head off.
+            need_weights: also return the attention weights, which takes the slower, unfused path.
+
+        Returns:
+            `(batch, queries, width)`, and the weights `(batch, heads, queries, keys)` or None.
+        """
+        queries_BNSH = self._split_heads(self.q_proj(hidden_BSD))
+        keys_BNLH, values_BNLH = keys_values
+        dropout = self.dropout if self.training else 0.0
+        weights_BNSL = None
+        if need_weights:
+            weights_BNSL = attention_weights(queries_BNSH, keys_BNLH, mask)
+            weights_BNSL = F.dropout(weights_BNSL, dropout)
+            if head_mask_N is not None:
+                weights_BNSL = weights_BNSL * head_mask_N[:, None, None]
+            mixed_BNSH = weights_BNSL @ values_BNLH
+        else:
+            mixed_BNSH = F.scaled_dot_product_attention(
+                queries_BNSH, keys_BNLH, values_BNLH, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal
+            )
+            if head_mask_N is not None:
+                # Scaling a head's weights scales its output.
+                mixed_BNSH = mixed_BNSH * head_mask_N[:, None, None]
+        mixed_BSD = mixed_BNSH.transpose(1, 2).flatten(2)
+        return self.out_proj(mixed_BSD), weights_BNSL
+
+    def _split_heads(self, states_BLD: torch.Tensor) -> torch.Tensor:
+        return states_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, L, H)
+
+
+def attention_weights(queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(H)) under a mask (Vaswani et al. 2017), taken in float32, in the dtype of the queries."""
+    scores_BNSL = (queries_BNSH @ keys_BNLH.mT) * queries_BNSH.shape[-1] ** -0.5
+    allowed = mask.allowed
+    if mask.causal:
+        allowed = torch.ones(scores_BNSL.shape[-2:], dtype=torch.bool, device=scores_BNSL.device).tril()
+    if allowed is not None:
+        scores_BNSL = scores_BNSL.masked_fill(~allowed, float("-inf"))
+    return scores_BNSL.softmax(dim=-1, dtype=torch.float32).to(queries_BNSH.dtype)
+
+
+def self_attention_mask(
+    steps: int, past: int, padding_mask_BL: torch.Tensor | None, device: torch.device
+) -> AttentionMask:
+    """The mask of a decoder's self-attention.
+
+    Args:
+        steps: new steps.
+        past: cached steps before them.
+        padding_mask_BL: `(batch, past + steps)`, or `(batch, steps)` where past steps count as seen.
+        device: where the mask is needed.
+
+    Raises:
+        ValueError: the padding mask has another length.
+    """
+    if padding_mask_BL is None:
+        if steps == 1:
+            return AttentionMask()
+        if past == 0:
+            return AttentionMask(causal=True)
+    causal_SL = torch.ones((steps, past + steps), dtype=torch.bool, device=device).tril(diagonal=past)
+    if padding_mask_BL is None:
+        return AttentionMask(allowed=causal_SL)
+    if padding_mask_BL.shape[-1] == steps and past:
+        padding_mask_BL = F.pad(padding_mask_BL, (past, 0), value=1)
+    if padding_mask_BL.dim() != 2 or padding_mask_BL.shape[-1] != past + steps:
+        raise ValueError(
+            f"attention_mask is {list(padding_mask_BL.shape)}; expected (batch, {past + steps}): one value for each of "
+            f"{past} cached and {steps} new steps"
+        )
+    allowed_BSL = causal_SL & padding_mask_BL.bool()[:, None, :]
+    # A padded step with nothing to see would be a softmax over nothing; it sees itself, and nobody sees it.
+    itself_SL = torch.ones_like(causal_SL).tril(diagonal=past).triu(diagonal=past)
+    allowed_BSL = allowed_BSL | (itself_SL & ~allowed_BSL.any(dim=-1, keepdim=True))
+    return AttentionMask(allowed=allowed_BSL[:, None])
+
+
+def cross_attention_mask(text_mask_BL: torch.Tensor | None) -> AttentionMask:
+    """The mask of the attention to the text: padded positions are not seen.
+
+    A row with no text at all (the null condition) sees all its positions, whose states the decoder has set to zero:
+    its attention output is exactly zero on every backend, with no softmax over nothing.
+    """
+    if text_mask_BL is None:
+        return AttentionMask()
+    seen_BL = text_mask_BL.bool()
+    seen_BL = seen_BL | ~seen_BL.any(dim=-1, keepdim=True)
+    return AttentionMask(allowed=seen_BL[:, None, None, :])

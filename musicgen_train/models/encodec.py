@@ -1,0 +1,822 @@
+"""EnCodec, the neural codec: audio to a few discrete codes per frame, and back.
+
+Axis letters: B batch, N chunks, C channels of audio or width of an activation, L steps at any rate between samples and
+frames, T frames of codes, K codebooks, V codes of a codebook, D width of a code's vector, G taps of a convolution.
+
+Audio is `(B, C, L)` outside. Inside, every activation is `(B, L, C)`: a convolution is then a sum of a few matrix
+products over shifted views of its input (`sum_of_taps`), which copies nothing, and a transposed convolution is an
+ordinary one with `stride` times the width, read back as more steps. On a CPU this takes half the time of
+`torch.nn.functional.conv1d`. The local layers run over segments of the signal (`in_segments`), so activations stay in
+the processor's caches and memory does not grow with the length of the audio.
+
+Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-dict names are the hub's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from musicgen_train.models.config import EncodecConfig
+from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
+from musicgen_train.models.pretrained import PretrainedModel
+
+# Values in one activation of a segment. On a CPU a few of them should fit the caches of its cores; an accelerator
+# needs enough work to be busy, and this bounds its memory (about 1 GB per activation in float32).
+_SEGMENT_VALUES = {"cpu": 2**21}
+_SEGMENT_VALUES_ACCELERATOR = 2**28
+# Rows of the frames x codes distance matrix that exist at a time.
+_ROWS_OF_DISTANCES = 8192
+# Inputs narrower than this (audio itself) are gathered into one product: products of one column each are slow.
+_NARROW = 8
+
+
+class EncodecModel(PretrainedModel[EncodecConfig]):
+    """The codec: `encode` gives codes, `decode` gives audio, and calling it gives the round trip of a waveform.
+
+    Weights under weight norm are folded into plain ones once and kept while no gradient is needed, at the cost of a
+    second copy of the convolutions. Every change that torch can see (optimizers, loading, moving, in-place
+    operations) makes them anew; after writing through `parameter.data`, which torch cannot see, call `eval()`.
+
+    Raises:
+        ValueError: the config asks for what no EnCodec can do; the message says which value.
+    """
+
+    config_class: ClassVar[type[EncodecConfig]] = EncodecConfig
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__(config)
+        _check_config(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantizer = ResidualVectorQuantizer(config)
+
+    @classmethod
+    def model_key(cls, file_key: str) -> str | None:
+        """Read the older spelling of weight norm, `weight_g` and `weight_v`, as well."""
+        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+            if file_key.endswith(f".{old}"):
+                return f"{file_key.removesuffix(old)}parametrizations.weight.{new}"
+        return file_key
+
+    @torch.no_grad()
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        bandwidth: float | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Turn audio into codes.
+
+        Only rows of one length should share a batch: what pads a row becomes codes too, and a codec that is not
+        causal lets it change the last real ones.
+
+        Args:
+            input_values: floating-point audio, `(batch, channels, samples)`, at the config's sampling rate. Any
+                number of samples from 1 on; T is the number of samples over `config.hop_length`, rounded up.
+            padding_mask: `(batch, samples)` or `(batch, channels, samples)`; samples where it is 0 are silenced.
+            bandwidth: one of `config.target_bandwidths` in kbit/s, default the first. It sets how many codebooks K.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `EncodecEncoderOutput` with int64 codes `(chunks, batch, K, T)`; one chunk unless the config has
+            `chunk_length_s`.
+
+        Raises:
+            ValueError: audio of another shape or type, empty audio, an unknown bandwidth, or a length whose chunks
+                do not overlap as they should.
+        """
+        self._check_audio(input_values)
+        num_codebooks = self.quantizer.num_codebooks(self._check_bandwidth(bandwidth))
+        if padding_mask is not None:
+            input_values = input_values * self._mask_like(padding_mask, input_values)
+        codes: list[torch.Tensor] = []
+        scales: list[torch.Tensor | None] = []
+        for chunk in self._chunks(input_values):
+            chunk_codes, scale = self._encode_chunk(chunk, num_codebooks)
+            codes.append(chunk_codes)
+            scales.append(scale)
+
+        missing = codes[0].shape[-1] - codes[-1].shape[-1]
+        codes[-1] = F.pad(codes[-1], (0, missing))
+        return as_requested(EncodecEncoderOutput(torch.stack(codes), scales, missing), return_dict)
+
+    def decode(
+        self,
+        audio_codes: torch.Tensor,
+        audio_scales: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+    ) -> Any:
+        """Turn codes into audio.
+
+        Args:
+            audio_codes: integers `(chunks, batch, K, T)` below `config.codebook_size`; K may be less than the codec
+                has, for a lower bandwidth.
+            audio_scales: the volumes that `encode` gave, one `(batch, 1)` per chunk; only with `config.normalize`.
+            padding_mask: the audio is cut to the length of its last axis.
+            return_dict: False for a plain tuple.
+            last_frame_pad_length: what `encode` gave.
+
+        Returns:
+            `EncodecDecoderOutput` with `(batch, channels, samples)` in the model's dtype. Without a mask samples is
+            `T * config.hop_length`, which may be more than went in.
+
+        Raises:
+            ValueError: codes of another shape or type, out of range (checked on the CPU, where it costs no
+                waiting), from more codebooks than there are, in more than one chunk for a codec without chunks, or
+                volumes that do not fit.
+        """
+        self._check_codes(audio_codes)
+        scales = self._scales_of_chunks(audio_scales, len(audio_codes))
+        chunks = list(audio_codes)
+        if last_frame_pad_length:
+            if not 0 < last_frame_pad_length < chunks[-1].shape[-1]:
+                raise ValueError(
+                    f"last_frame_pad_length is {last_frame_pad_length}; the last chunk has {chunks[-1].shape[-1]} "
+                    "frames, of which at least one must be left"
+                )
+            chunks[-1] = chunks[-1][..., :-last_frame_pad_length]
+        audio = [self._decode_chunk(codes, scale) for codes, scale in zip(chunks, scales, strict=True)]
+        values = audio[0] if len(audio) == 1 else overlap_add(audio, self.config.chunk_stride or 1)
+        if padding_mask is not None:
+            values = values[..., : padding_mask.shape[-1]]
+        return as_requested(EncodecDecoderOutput(values), return_dict)
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        bandwidth: float | None = None,
+        audio_codes: torch.Tensor | None = None,
+        audio_scales: Sequence[torch.Tensor | None] | torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+    ) -> Any:
+        """Encode and decode again, or decode `audio_codes`; the audio is as long as `input_values` at most.
+
+        Args:
+            input_values: audio as for `encode`.
+            padding_mask, bandwidth: as for `encode`.
+            audio_codes, audio_scales, last_frame_pad_length: as for `decode`, in place of encoding.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `EncodecOutput` with codes `(chunks, batch, K, T)` and audio `(batch, channels, samples)`.
+
+        Raises:
+            ValueError: as `encode` and `decode`.
+        """
+        if audio_codes is None:
+            if audio_scales is not None:
+                raise ValueError("audio_scales was given without the audio_codes that it belongs to")
+            encoded = self.encode(input_values, padding_mask, bandwidth)
+            audio_codes, audio_scales = encoded.audio_codes, encoded.audio_scales
+            last_frame_pad_length = encoded.last_frame_pad_length
+        assert audio_codes is not None
+        decoded = self.decode(
+            audio_codes,
+            audio_scales,
+            input_values if padding_mask is None else padding_mask,
+            last_frame_pad_length=last_frame_pad_length,
+        )
+        return as_requested(EncodecOutput(audio_codes, decoded.audio_values), return_dict)
+
+    def _encode_chunk(self, audio_BCL: torch.Tensor, num_codebooks: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scale = None
+        if self.config.normalize:
+            mono = audio_BCL.sum(1, keepdim=True) / audio_BCL.shape[1]
+            volume = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
+            audio_BCL = audio_BCL / volume
+            scale = volume.view(-1, 1)
+        with _own_precision(self.device):
+            latents_BTD = self.encoder(audio_BCL.to(self.dtype).transpose(1, 2))
+            return self.quantizer.encode(latents_BTD, num_codebooks), scale
+
+    def _decode_chunk(self, codes_BKT: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        with _own_precision(self.device):
+            latents_BTD = self.quantizer.decode(codes_BKT)
+            audio_BCL = self.decoder(latents_BTD.to(self.dtype)).transpose(1, 2)
+        return audio_BCL if scale is None else audio_BCL * scale.view(-1, 1, 1)
+
+    def _chunks(self, audio_BCL: torch.Tensor) -> list[torch.Tensor]:
+        length, chunk, stride = audio_BCL.shape[-1], self.config.chunk_length, self.config.chunk_stride
+        if chunk is None or stride is None:
+            return [audio_BCL]
+        starts = range(0, length, stride)
+        # The second to last chunk falls short when the last one begins inside the overlap at the signal's end.
+        if len(starts) > 1 and length - starts[-2] < min(chunk, length):
+            raise ValueError(
+                f"{length} samples do not divide into chunks of {chunk} every {stride}: the last two would both be "
+                f"short. Pad the audio to {starts[-2] + chunk} samples, as EncodecFeatureExtractor does"
+            )
+        return [audio_BCL[..., start : start + chunk] for start in starts]
+
+    def _check_audio(self, audio: torch.Tensor) -> None:
+        channels = self.config.audio_channels
+        if audio.ndim != 3 or audio.shape[1] != channels:
+            raise ValueError(
+                f"input_values has the shape {list(audio.shape)}; expected [batch, {channels}, samples], since this "
+                f"codec has {channels} audio channel{'s' * (channels > 1)}"
+            )
+        if audio.shape[0] == 0 or audio.shape[2] == 0:
+            raise ValueError(f"input_values is empty: its shape is {list(audio.shape)}")
+        if not audio.is_floating_point():
+            raise ValueError(f"input_values is {audio.dtype}; expected floating-point audio between -1 and 1")
+
+    def _check_bandwidth(self, bandwidth: float | None) -> float:
+        allowed = self.config.target_bandwidths
+        if bandwidth is None:
+            return allowed[0]
+        if bandwidth not in allowed:
+            raise ValueError(f"bandwidth is {bandwidth}; this codec allows {', '.join(map(str, allowed))} kbit/s")
+        return bandwidth
+
+    @staticmethod
+    def _mask_like(mask: torch.Tensor, audio_BCL: torch.Tensor) -> torch.Tensor:
+        batch, channels, length = audio_BCL.shape
+        if tuple(mask.shape) not in {(batch, length), (batch, 1, length), (batch, channels, length)}:
+            raise ValueError(
+                f"padding_mask has the shape {list(mask.shape)}; expected [{batch}, {length}] or "
+                f"[{batch}, {channels}, {length}] like input_values"
+            )
+        return mask.view(batch, -1, length).bool()
+
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        codebooks, size = len(self.quantizer.layers), self.config.codebook_size
+        if codes.ndim != 4 or codes.numel() == 0 or codes.shape[2] > codebooks:
+            raise ValueError(
+                f"audio_codes has the shape {list(codes.shape)}; expected [chunks, batch, codebooks, frames] with no "
+                f"axis empty and at most {codebooks} codebooks"
+            )
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"audio_codes is {codes.dtype}; expected integers")
+        if self.config.chunk_length is None and len(codes) != 1:
+            raise ValueError(f"audio_codes has {len(codes)} chunks; a codec without chunk_length_s decodes one")
+        if codes.device.type == "cpu":
+            low, high = (int(bound) for bound in codes.aminmax())
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"audio_codes has values from {low} to {high}; allowed are 0 to {size - 1}. Remove the special id "
+                    f"{size} that MusicGen puts where a codebook has no code yet"
+                    if high == size and low >= 0
+                    else f"audio_codes has values from {low} to {high}; allowed are 0 to {size - 1}"
+                )
+
+    def _scales_of_chunks(
+        self, scales: Sequence[torch.Tensor | None] | torch.Tensor | None, chunks: int
+    ) -> list[torch.Tensor | None]:
+        if scales is None:
+            if self.config.normalize:
+                raise ValueError("audio_scales is missing: this codec divides the volume out and needs it back")
+            return [None] * chunks
+        if self.config.chunk_length is None:
+            # One chunk; callers that decode row by row pass a None for every row.
+            scales = scales[:1]
+        if len(scales) != chunks:
+            raise ValueError(f"audio_scales has {len(scales)} entries, audio_codes has {chunks} chunks")
+        return list(scales)
+
+
+class Encoder(nn.Module):
+    """Audio `(B, L, C)` to latents `(B, T, D)`: at each ratio a residual block, then half the steps-to-width trade."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        width = config.num_filters
+        layers: list[nn.Module] = [Conv(config, config.audio_channels, width, config.kernel_size)]
+        for ratio in reversed(config.upsampling_ratios):
+            layers += _residual_blocks(config, width)
+            layers += [nn.ELU(), Conv(config, width, width * 2, 2 * ratio, stride=ratio)]
+            width *= 2
+        local = len(layers)
+        if config.num_lstm_layers:
+            layers.append(ResidualLSTM(width, config.num_lstm_layers))
+        layers += [nn.ELU(), Conv(config, width, config.hidden_size, config.last_kernel_size)]
+        self.layers = nn.Sequential(*layers)
+        self.num_local = local
+        self.hop_length = config.hop_length
+        self.values_per_frame = config.hop_length * config.num_filters
+        self.can_split = _is_local(config)
+
+    def forward(self, audio_BLC: torch.Tensor) -> torch.Tensor:
+        local = self.layers[: self.num_local]
+        if self.can_split:
+            hidden_BTC = in_segments(local, audio_BLC, self.hop_length, 1, self.values_per_frame)
+        else:
+            hidden_BTC = local(audio_BLC)
+        return self.layers[self.num_local :](hidden_BTC)
+
+
+class Decoder(nn.Module):
+    """Latents `(B, T, D)` to audio `(B, L, C)`, the encoder's mirror image."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        width = config.num_filters * 2 ** len(config.upsampling_ratios)
+        layers: list[nn.Module] = [Conv(config, config.hidden_size, width, config.kernel_size)]
+        if config.num_lstm_layers:
+            layers.append(ResidualLSTM(width, config.num_lstm_layers))
+        first_local = len(layers)
+        for ratio in config.upsampling_ratios:
+            layers += [nn.ELU(), TransposedConv(config, width, width // 2, ratio)]
+            width //= 2
+            layers += _residual_blocks(config, width)
+        layers += [nn.ELU(), Conv(config, width, config.audio_channels, config.last_kernel_size)]
+        self.layers = nn.Sequential(*layers)
+        self.first_local = first_local
+        self.hop_length = config.hop_length
+        self.values_per_frame = config.hop_length * config.num_filters
+        self.can_split = _is_local(config)
+
+    def forward(self, latents_BTD: torch.Tensor) -> torch.Tensor:
+        hidden_BTC = self.layers[: self.first_local](latents_BTD)
+        local = self.layers[self.first_local :]
+        if self.can_split:
+            return in_segments(local, hidden_BTC, 1, self.hop_length, self.values_per_frame)
+        return local(hidden_BTC)
+
+
+class ResidualBlock(nn.Module):
+    """ELU, a dilated convolution to a smaller width, ELU, a convolution of one step back; plus the input."""
+
+    def __init__(self, config: EncodecConfig, width: int, dilation: int) -> None:
+        super().__init__()
+        inner = width // config.compress
+        self.block = nn.Sequential(
+            nn.ELU(),
+            Conv(config, width, inner, config.residual_kernel_size, dilation=dilation),
+            nn.ELU(),
+            Conv(config, inner, width, 1),
+        )
+        self.shortcut = Conv(config, width, width, 1) if config.use_conv_shortcut else nn.Identity()
+
+    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
+        return self.shortcut(hidden_BLC) + self.block(hidden_BLC)
+
+
+def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
+    return [ResidualBlock(config, width, config.dilation_growth_rate**i) for i in range(config.num_residual_layers)]
+
+
+class ResidualLSTM(nn.Module):
+    """An LSTM over frames, plus its input. `(B, T, C)` to the same."""
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = LSTM(width, width, num_layers)
+
+    def forward(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
+        hidden_TBC = hidden_BTC.transpose(0, 1)
+        return (self.lstm(hidden_TBC)[0] + hidden_TBC).transpose(0, 1)
+
+
+class LSTM(nn.LSTM):
+    """torch's LSTM, whose weights also lie in one block after they were loaded; cuDNN would copy them at every call."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.flatten_parameters()
+
+
+class Conv(nn.Module):
+    """A convolution that pads its input, so that L steps become `ceil(L / stride)`. `(B, L, C)` to `(B, L', C')`."""
+
+    def __init__(
+        self, config: EncodecConfig, in_width: int, out_width: int, size: int, stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        weight_norm = config.norm_type == "weight_norm"
+        self.conv = Kernel((out_width, in_width, size), in_width * size, out_width, stride, conv_taps, weight_norm)
+        if not weight_norm:
+            self.norm = nn.GroupNorm(1, out_width)
+        self.stride = stride
+        self.dilation = dilation
+        self.pad_mode = config.pad_mode
+        padding = (size - 1) * dilation + 1 - stride
+        # Odd totals and odd strides put the larger half on the left.
+        self.pad_right = 0 if config.use_causal_conv else padding // 2
+        self.pad_left = padding - self.pad_right
+
+    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
+        taps_GIO, bias = self.conv.taps()
+        # A last step that the stride leaves incomplete is completed.
+        incomplete = -hidden_BLC.shape[1] % self.stride
+        padded = pad_steps(hidden_BLC, self.pad_left, self.pad_right + incomplete, self.pad_mode)
+        batch, length, width = padded.shape
+        # Steps that one stride covers stand side by side: (B, L, C) to (B, L / stride, stride * C).
+        padded = padded.reshape(batch, length // self.stride, self.stride * width)
+        output = sum_of_taps(padded, taps_GIO, bias, self.dilation)
+        return output if not hasattr(self, "norm") else _group_norm(self.norm, output)
+
+
+class TransposedConv(nn.Module):
+    """A transposed convolution whose kernel is two strides long, cut to `stride` steps for each of its input.
+
+    An output block of `stride` steps sees two steps of the input, the one it belongs to and the one before. So it is
+    an ordinary convolution of two taps that makes whole blocks, `stride * C` wide.
+    """
+
+    def __init__(self, config: EncodecConfig, in_width: int, out_width: int, stride: int) -> None:
+        super().__init__()
+        weight_norm = config.norm_type == "weight_norm"
+        shape = (in_width, out_width, 2 * stride)
+        self.conv = Kernel(shape, in_width * 2, out_width, stride, transposed_conv_taps, weight_norm)
+        if not weight_norm:
+            self.norm = nn.GroupNorm(1, out_width)
+        self.stride = stride
+        self.cut_right = math.ceil(stride * config.trim_right_ratio) if config.use_causal_conv else stride // 2
+        self.cut_left = stride - self.cut_right
+
+    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
+        taps_GIO, bias = self.conv.taps()
+        padded = F.pad(hidden_BLC, (0, 0, 1, 1))
+        blocks = sum_of_taps(padded, taps_GIO, bias.repeat(self.stride))
+        batch, num_blocks, block_width = blocks.shape
+        # (B, L + 1, stride * C) to (B, (L + 1) * stride, C)
+        output = blocks.view(batch, num_blocks * self.stride, block_width // self.stride)
+        if hasattr(self, "norm"):
+            output = _group_norm(self.norm, output)
+        return output[:, self.cut_left : output.shape[1] - self.cut_right]
+
+
+class Kernel(nn.Module):
+    """Weight and bias of one convolution under the hub's names, given out as the matrices `sum_of_taps` needs.
+
+    Weight norm, w = g * v / ||v|| with one g and one norm per entry of the first axis (Salimans and Kingma, 2016), is
+    written out here rather than taken from `torch.nn.utils.parametrizations`, whose modules cannot be copied or
+    pickled and fold at every access.
+
+    Args:
+        shape: of the weight as stored, `(out, in, size)`, or `(in, out, size)` of a transposed convolution.
+        fan_in: how many inputs one output sums, for the initialization.
+        out_width: length of the bias.
+        stride: of the convolution.
+        arrange: `conv_taps` or `transposed_conv_taps`.
+        weight_norm: whether the weight is stored as g and v.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        fan_in: int,
+        out_width: int,
+        stride: int,
+        arrange: Callable[[torch.Tensor, int], torch.Tensor],
+        weight_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.arrange = arrange
+        # He et al. 2015: activations keep their size through many layers.
+        weight = torch.empty(shape).normal_(std=math.sqrt(2.0 / fan_in))
+        if weight_norm:
+            self.parametrizations = nn.ModuleDict({"weight": MagnitudeAndDirection(weight)})
+        else:
+            self.weight = nn.Parameter(weight)
+        bound = 1.0 / math.sqrt(fan_in)
+        self.bias = nn.Parameter(torch.empty(out_width).uniform_(-bound, bound))
+        self._kept: FoldedTaps | None = None
+
+    def taps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The taps `(G, in, out)` and the bias `(out,)`."""
+        sources = self._sources()
+        needs_grad = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+        # An inference tensor does not count its changes, so nothing made of it can be kept.
+        if needs_grad or any(source.is_inference() for source in sources):
+            return self.arrange(self._weight(), self.stride), self.bias
+        if self._kept is None or not self._kept.is_of(sources):
+            # Outside of inference mode: what is kept may later take part in a backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = FoldedTaps(self.arrange(self._weight(), self.stride), sources)
+        return self._kept.taps_GIO, self.bias
+
+    def _sources(self) -> tuple[torch.Tensor, ...]:
+        if not hasattr(self, "parametrizations"):
+            return (self.weight,)
+        normed = self.parametrizations["weight"]
+        assert isinstance(normed, MagnitudeAndDirection)
+        return (normed.original0, normed.original1)
+
+    def _weight(self) -> torch.Tensor:
+        return self.weight if not hasattr(self, "parametrizations") else self.parametrizations["weight"]()
+
+    def train(self, mode: bool = True) -> Kernel:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Kernel:
+        # Moving and casting replace a parameter's values without counting it as a change.
+        self._kept = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles hold the parameters alone.
+        return {**self.__dict__, "_kept": None}
+
+
+class FoldedTaps:
+    """Taps and what they were made of, to tell whether they still hold."""
+
+    def __init__(self, taps_GIO: torch.Tensor, sources: Sequence[torch.Tensor]) -> None:
+        self.taps_GIO = taps_GIO
+        self._sources = tuple(sources)
+        # Aliases keep the memory, so that its address is not given to other values while it is compared.
+        self._memory = tuple(source.detach() for source in sources)
+        self._versions = tuple(source._version for source in sources)
+
+    def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors, in the same memory, and not written to since."""
+        return all(
+            now is then and now.data_ptr() == memory.data_ptr() and now._version == version
+            for now, then, memory, version in zip(sources, self._sources, self._memory, self._versions, strict=True)
+        )
+
+
+class MagnitudeAndDirection(nn.Module):
+    """A weight under weight norm, g and v, under the names torch's parametrizations give them."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.original0 = nn.Parameter((weight * weight).sum(dim=(1, 2), keepdim=True).sqrt())
+        self.original1 = nn.Parameter(weight)
+
+    def forward(self) -> torch.Tensor:
+        stored = self.original1.dtype
+        # Squares of a half-precision weight could leave its range.
+        v = self.original1.to(torch.promote_types(stored, torch.float32))
+        g = self.original0.to(v.dtype)
+        return (v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))).to(stored)
+
+
+def conv_taps(weight_OIL: torch.Tensor, stride: int) -> torch.Tensor:
+    """A convolution's weight `(out, in, G * stride)` as G matrices `(G, stride * in, out)`."""
+    width_out, width_in, size = weight_OIL.shape
+    split = weight_OIL.reshape(width_out, width_in, size // stride, stride)
+    return split.permute(2, 3, 1, 0).reshape(size // stride, stride * width_in, width_out).contiguous()
+
+
+def transposed_conv_taps(weight_IOL: torch.Tensor, stride: int) -> torch.Tensor:
+    """A transposed convolution's weight `(in, out, 2 * stride)` as two matrices `(2, in, stride * out)`.
+
+    The first is for the earlier step of the input, whose second half of the kernel reaches into this block.
+    """
+    width_in, width_out, _ = weight_IOL.shape
+    split = weight_IOL.reshape(width_in, width_out, 2, stride).flip(2)
+    return split.permute(2, 0, 3, 1).reshape(2, width_in, stride * width_out).contiguous()
+
+
+def sum_of_taps(
+    hidden_BLI: torch.Tensor, taps_GIO: torch.Tensor, bias: torch.Tensor, dilation: int = 1
+) -> torch.Tensor:
+    """`y[l] = bias + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
+
+    Args:
+        hidden_BLI: `(B, L, in)`.
+        taps_GIO: `(G, in, out)`.
+        bias: `(out,)`.
+        dilation: steps between two taps.
+
+    Returns:
+        `(B, L - (G - 1) * dilation, out)`.
+    """
+    batch, length, width = hidden_BLI.shape
+    num_taps = len(taps_GIO)
+    length -= (num_taps - 1) * dilation
+    if width < _NARROW and dilation == 1:
+        # (B, L, in, G) to (B, L, G * in)
+        hidden_BLI = hidden_BLI.unfold(1, num_taps, 1).transpose(2, 3).reshape(batch, length, num_taps * width)
+        taps_GIO = taps_GIO.reshape(1, num_taps * width, -1)
+    output: torch.Tensor | None = None
+    for tap, matrix in enumerate(taps_GIO):
+        seen = hidden_BLI[:, tap * dilation : tap * dilation + length]
+        matrices = matrix.expand(batch, -1, -1)
+        output = torch.baddbmm(bias, seen, matrices) if output is None else output.baddbmm_(seen, matrices)
+    assert output is not None
+    return output
+
+
+def pad_steps(hidden_BLC: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
+    """`torch.nn.functional.pad` along L, with a reflection for signals of any length.
+
+    A signal that is too short to be reflected is first continued with zeros on the right, which are cut off again.
+    """
+    if left == 0 and right == 0:
+        return hidden_BLC
+    if mode == "constant":
+        return F.pad(hidden_BLC, (0, 0, left, right))
+    length = hidden_BLC.shape[1]
+    if mode == "replicate":
+        first, last = hidden_BLC[:, :1].expand(-1, left, -1), hidden_BLC[:, -1:].expand(-1, right, -1)
+        return torch.cat((first, hidden_BLC, last), 1)
+    if mode == "circular":
+        if max(left, right) > length:
+            raise ValueError(f"pad_mode 'circular' needs {max(left, right)} steps or more at a layer that has {length}")
+        return torch.cat((hidden_BLC[:, length - left :], hidden_BLC, hidden_BLC[:, :right]), 1)
+    missing = max(0, max(left, right) + 1 - length)
+    hidden_BLC = F.pad(hidden_BLC, (0, 0, 0, missing)) if missing else hidden_BLC
+    length += missing
+    before, after = hidden_BLC[:, 1 : left + 1].flip(1), hidden_BLC[:, length - 1 - right : length - 1].flip(1)
+    return torch.cat((before, hidden_BLC, after), 1)[:, : left + length + right - missing]
+
+
+def _group_norm(norm: nn.GroupNorm, hidden_BLC: torch.Tensor) -> torch.Tensor:
+    return norm(hidden_BLC.transpose(1, 2)).transpose(1, 2)
+
+
+def in_segments(
+    layers: nn.Sequential, hidden_BLC: torch.Tensor, steps_in: int, steps_out: int, values_per_frame: int
+) -> torch.Tensor:
+    """`layers(hidden)`, run over segments of its rows and frames.
+
+    Each segment is run with as many frames around it as its result depends on, and what they make is cut off. So the
+    values are those of one run but for rounding.
+
+    Args:
+        layers: convolutions and functions of single values, whose padding does not wrap around.
+        hidden_BLC: `(B, L, C)`, starting with a whole frame.
+        steps_in: steps of the input in a frame.
+        steps_out: steps of the output in a frame.
+        values_per_frame: the largest activation in between, per row and frame.
+
+    Returns:
+        `(B, ceil(L / steps_in) * steps_out, C')`.
+    """
+    batch, length, _ = hidden_BLC.shape
+    frames = -(-length // steps_in)
+    before, after = (math.ceil(steps / steps_in) for steps in _steps_around(layers))
+    budget = _SEGMENT_VALUES.get(hidden_BLC.device.type, _SEGMENT_VALUES_ACCELERATOR)
+    # The surroundings are computed twice: keep them small beside the segment.
+    longest = max(budget // values_per_frame, 8 * (1 + before + after))
+    # Equal lengths, so that the last segment, whose end is padded by reflection, is no shorter than the others.
+    num_segments = -(-frames // longest)
+    num_rows = max(1, budget // (values_per_frame * min(frames, longest)))
+    if num_segments == 1 and num_rows >= batch:
+        return layers(hidden_BLC)
+    bounds = [frames * i // num_segments for i in range(num_segments + 1)]
+    rows = []
+    for hidden in hidden_BLC.split(num_rows):
+        pieces = []
+        for start, stop in itertools.pairwise(bounds):
+            first = max(0, start - before)
+            output = layers(hidden[:, first * steps_in : (stop + after) * steps_in])
+            pieces.append(output[:, (start - first) * steps_out : (stop - first) * steps_out])
+        rows.append(torch.cat(pieces, 1))
+    return torch.cat(rows)
+
+
+def _steps_around(layers: nn.Sequential) -> tuple[Fraction, Fraction]:
+    """How many steps before and after a step of the input its outputs depend on."""
+    before = after = Fraction(0)
+    step = Fraction(1)
+    for layer in layers.modules():
+        if isinstance(layer, Conv):
+            before += step * layer.pad_left
+            after += step * layer.pad_right
+            step *= layer.stride
+        elif isinstance(layer, TransposedConv):
+            before += step
+            after += step
+            step /= layer.stride
+    return before, after
+
+
+def _is_local(config: EncodecConfig) -> bool:
+    # Group norm and circular padding let every step depend on all others.
+    return config.norm_type == "weight_norm" and config.pad_mode != "circular"
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Codebooks in a row, each coding what the ones before it left over."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VectorQuantizer(config, index) for index in range(config.num_quantizers))
+        self._bandwidth_per_codebook = config.codebook_nbits * config.frame_rate
+
+    def num_codebooks(self, bandwidth: float) -> int:
+        """How many codebooks `bandwidth` kbit/s pay for, at least one."""
+        return max(1, math.floor(bandwidth * 1000 / self._bandwidth_per_codebook))
+
+    def encode(self, latents_BTD: torch.Tensor, num_codebooks: int) -> torch.Tensor:
+        """Latents `(B, T, D)` to int64 codes `(B, K, T)`."""
+        # The residual gets small: half precision would spend the later codebooks on its own rounding.
+        residual = latents_BTD.to(torch.promote_types(latents_BTD.dtype, torch.float32))
+        codes = []
+        for codebook in self._codebooks(num_codebooks):
+            codes.append(codebook.nearest(residual))
+            residual = residual - codebook.vectors(codes[-1])
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
+        """Codes `(B, K, T)` to latents `(B, T, D)`."""
+        latents: torch.Tensor | None = None
+        for codebook, codes_BT in zip(self._codebooks(codes_BKT.shape[1]), codes_BKT.unbind(1), strict=True):
+            vectors = codebook.vectors(codes_BT)
+            latents = vectors if latents is None else latents + vectors
+        assert latents is not None
+        return latents
+
+    def _codebooks(self, count: int) -> list[Codebook]:
+        return [cast(VectorQuantizer, layer).codebook for layer in self.layers][:count]
+
+
+class VectorQuantizer(nn.Module):
+    """One codebook under the hub's name for it."""
+
+    def __init__(self, config: EncodecConfig, index: int) -> None:
+        super().__init__()
+        self.codebook = Codebook(config, index)
+
+
+class Codebook(nn.Module):
+    """V vectors of width D. The other buffers are what EnCodec's own training kept, and only travel along."""
+
+    inited: torch.Tensor
+    cluster_size: torch.Tensor
+    embed: torch.Tensor
+    embed_avg: torch.Tensor
+
+    def __init__(self, config: EncodecConfig, index: int) -> None:
+        super().__init__()
+        assert config.codebook_dim is not None
+        # Training fits the vectors to data; random ones halve the spread from codebook to codebook, as residuals do.
+        embed = torch.empty(config.codebook_size, config.codebook_dim).normal_(std=0.5 ** (index + 1))
+        self.register_buffer("inited", torch.ones(1))
+        self.register_buffer("cluster_size", torch.zeros(config.codebook_size))
+        self.register_buffer("embed", embed)
+        self.register_buffer("embed_avg", embed.clone())
+
+    def nearest(self, latents_BTD: torch.Tensor) -> torch.Tensor:
+        """The nearest vector by Euclidean distance, the lowest index of equals; `(B, T, D)` to int64 `(B, T)`."""
+        embed_VD = self.embed.to(latents_BTD.dtype)
+        squares_V = embed_VD.pow(2).sum(1)
+        found = []
+        for rows in latents_BTD.reshape(-1, latents_BTD.shape[-1]).split(_ROWS_OF_DISTANCES):
+            # (|x|^2 - 2 x e) + |e|^2 in the reference's order: another one rounds differently, and near ties flip.
+            distances = (2 * rows) @ embed_VD.t()
+            distances.neg_().add_(rows.pow(2).sum(1, keepdim=True)).add_(squares_V)
+            found.append(distances.min(dim=1).indices)
+        return torch.cat(found).view(latents_BTD.shape[:-1])
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """The vectors of codes of any shape, with D as a new last axis."""
+        return F.embedding(codes.long(), self.embed)
+
+
+def overlap_add(chunks: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+    """Add chunks `(B, C, L)` that start every `stride` samples, fading linearly from one to the next.
+
+    Every chunk is weighted by a triangle with its top in the middle, and the sum is divided by the sum of weights: one
+    chunk alone is unchanged, and of two the share changes linearly over their overlap.
+    """
+    longest = chunks[0].shape[-1]
+    total = stride * (len(chunks) - 1) + chunks[-1].shape[-1]
+    ramp = torch.linspace(0, 1, longest + 2, device=chunks[0].device, dtype=chunks[0].dtype)[1:-1]
+    weight = 0.5 - (ramp - 0.5).abs()
+    output = chunks[0].new_zeros(*chunks[0].shape[:-1], total)
+    weights = chunks[0].new_zeros(total)
+    for index, chunk in enumerate(chunks):
+        span = slice(index * stride, index * stride + chunk.shape[-1])
+        output[..., span] += weight[: chunk.shape[-1]] * chunk
+        weights[span] += weight[: chunk.shape[-1]]
+    return output / weights
+
+
+def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off: in lower precision than its own a codec gives other codes."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _check_config(config: EncodecConfig) -> None:
+    if config.codebook_dim != config.hidden_size:
+        raise ValueError(
+            f"codebook_dim is {config.codebook_dim}; expected hidden_size ({config.hidden_size}), since nothing "
+            "projects between latents and codebooks"
+        )
+    if config.codebook_size & (config.codebook_size - 1):
+        raise ValueError(f"codebook_size is {config.codebook_size}; expected a power of two")
+    if not config.use_causal_conv and config.trim_right_ratio != 1.0:
+        raise ValueError(
+            f"trim_right_ratio is {config.trim_right_ratio}; a codec that is not causal (use_causal_conv) allows 1.0"
+        )
+    if (config.chunk_length_s is None) != (config.overlap is None):
+        raise ValueError(
+            f"chunk_length_s is {config.chunk_length_s} and overlap is {config.overlap}; give both or neither"
+        )
+    if config.num_filters < config.compress:
+        raise ValueError(f"compress is {config.compress}; expected num_filters ({config.num_filters}) or less")
+    if config.num_lstm_layers < 0 or config.num_residual_layers < 0:
+        raise ValueError("num_lstm_layers and num_residual_layers must be 0 or more")

@@ -1,0 +1,117 @@
+"""Keys and values of past steps, kept in memory that is allocated once.
+
+Axes: B batch, N heads, S steps, L text length, H head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+
+KeysValues: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+class KVCache:
+    """The attention cache of a decoder: self-attention grows with each step, cross-attention is computed once.
+
+    It is created by the caller of a forward pass and handed in, so no state stays in the model. It can be read like
+    the reference's older nested tuples: `cache[layer]` is `(key, value, cross_key, cross_value)`, each
+    `(batch, heads, length, head_width)`.
+
+    Args:
+        num_layers: layers of the decoder.
+        capacity: steps to allocate for. More steps than that double the memory, at the price of a copy.
+    """
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._self: list[KeysValues | None] = [None] * num_layers
+        self._cross: list[KeysValues | None] = [None] * num_layers
+
+    @classmethod
+    def from_legacy(cls, past: Sequence[Sequence[torch.Tensor]], room: int = 64) -> KVCache:
+        """A cache from nested tuples, per layer `(key, value)` or `(key, value, cross_key, cross_value)`.
+
+        Args:
+            past: the tuples; their tensors are copied.
+            room: further steps to allocate for.
+        """
+        cache = cls(len(past), capacity=past[0][0].shape[2] + room)
+        for layer, tensors in enumerate(past):
+            cache.append(layer, tensors[0], tensors[1])
+            if len(tensors) == 4:
+                cache._cross[layer] = (tensors[2], tensors[3])
+        cache.advance(past[0][0].shape[2])
+        return cache
+
+    def append(self, layer: int, keys_BNSH: torch.Tensor, values_BNSH: torch.Tensor) -> KeysValues:
+        """Store the keys and values of new steps and return those of all steps so far, as views.
+
+        `advance` moves on once every layer has appended.
+        """
+        stored = self._self[layer]
+        if keys_BNSH.requires_grad:
+            # A buffer written in place would break the backward pass through an earlier step.
+            joined = _joined(stored, (keys_BNSH, values_BNSH), self.length)
+            self._self[layer] = joined
+            return joined
+        end = self.length + keys_BNSH.shape[2]
+        if stored is None or stored[0].shape[2] < end:
+            stored = self._allocate(stored, keys_BNSH, values_BNSH, end)
+            self._self[layer] = stored
+        keys, values = stored
+        keys[:, :, self.length : end] = keys_BNSH
+        values[:, :, self.length : end] = values_BNSH
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, steps: int) -> None:
+        """Count `steps` more steps as past."""
+        self.length += steps
+
+    def cross(self, layer: int) -> KeysValues | None:
+        """Keys and values of the text, `(batch, heads, text_length, head_width)`; None before the first pass."""
+        return self._cross[layer]
+
+    def set_cross(self, layer: int, keys_values: KeysValues) -> None:
+        """Keep the keys and values of the text for all later steps."""
+        self._cross[layer] = keys_values
+
+    def get_seq_length(self) -> int:
+        """Past steps."""
+        return self.length
+
+    def _allocate(
+        self, stored: KeysValues | None, keys_BNSH: torch.Tensor, values_BNSH: torch.Tensor, end: int
+    ) -> KeysValues:
+        while self.capacity < end:
+            self.capacity = max(2 * self.capacity, 16)
+        batch, heads, _, width = keys_BNSH.shape
+        keys = keys_BNSH.new_empty((batch, heads, self.capacity, width))
+        values = values_BNSH.new_empty((batch, heads, self.capacity, width))
+        if stored is not None:
+            keys[:, :, : self.length] = stored[0][:, :, : self.length]
+            values[:, :, : self.length] = stored[1][:, :, : self.length]
+        return keys, values
+
+    def __len__(self) -> int:
+        return len(self._self)
+
+    def __getitem__(self, layer: int) -> tuple[torch.Tensor, ...]:
+        stored = self._self[layer]
+        if stored is None:
+            return ()
+        past = tuple(tensor[:, :, : self.length] for tensor in stored)
+        return past + (self._cross[layer] or ())
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def _joined(stored: KeysValues | None, new: KeysValues, length: int) -> KeysValues:
+    if stored is None or length == 0:
+        return new
+    keys, values = (torch.cat([past[:, :, :length], step], dim=2) for past, step in zip(stored, new, strict=True))
+    return keys, values

@@ -1,0 +1,165 @@
+"""What the models return: dataclasses that are also read by position or key, like the reference's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from musicgen_train.models.kv_cache import KVCache
+
+
+class ModelOutput:
+    """Base of the output dataclasses. Positions, keys and `len` count only the values that are not None."""
+
+    def keys(self) -> list[str]:
+        """Names of the values that are not None, in order."""
+        return [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]  # type: ignore[attr-defined]
+
+    def values(self) -> list[Any]:
+        return [getattr(self, name) for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values that are not None, in order: what `return_dict=False` gives."""
+        return tuple(self.values())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            if key not in self.keys():
+                raise KeyError(f"{type(self).__name__} holds {self.keys()}, not {key!r}")
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+
+@dataclass
+class BaseModelOutput(ModelOutput):
+    """Of an encoder."""
+
+    last_hidden_state: torch.Tensor | None = None
+    """`(batch, length, hidden_size)`."""
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    """The embeddings, then the output of every layer; the last one equals `last_hidden_state`."""
+    attentions: tuple[torch.Tensor, ...] | None = None
+    """Per layer, `(batch, heads, length, length)`."""
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    """Of the decoder without heads."""
+
+    last_hidden_state: torch.Tensor | None = None
+    """`(batch, steps, hidden_size)`, after the final layer norm."""
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    """The embeddings, then the output of every layer; the last one equals `last_hidden_state`."""
+    attentions: tuple[torch.Tensor, ...] | None = None
+    """Self-attention weights per layer, `(batch, heads, steps, past + steps)`."""
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    """Cross-attention weights per layer, `(batch, heads, steps, text_length)`."""
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    """Of the decoder with heads."""
+
+    loss: torch.Tensor | None = None
+    """Mean over codebooks of each codebook's mean cross-entropy, a float32 scalar."""
+    logits: torch.Tensor | None = None
+    """`(batch * num_codebooks, steps, vocab_size)`."""
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    codebook_losses: torch.Tensor | None = None
+    """Each codebook's mean cross-entropy in nats, float32 `(num_codebooks,)`, detached; NaN for one without labels."""
+    codebook_counts: torch.Tensor | None = None
+    """How many labels each of those means is over, int64 `(num_codebooks,)`."""
+
+
+@dataclass
+class Seq2SeqLMOutput(ModelOutput):
+    """Of the composite."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: KVCache | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    codebook_losses: torch.Tensor | None = None
+    codebook_counts: torch.Tensor | None = None
+
+
+@dataclass
+class EncodecEncoderOutput(ModelOutput):
+    """Of `EncodecModel.encode`."""
+
+    audio_codes: torch.Tensor | None = None
+    """int64 `(chunks, batch, num_codebooks, frames)`; one chunk unless the config says `chunk_length_s`."""
+    audio_scales: list[torch.Tensor | None] | None = None
+    """Per chunk, the volume that was divided out, `(batch, 1)`; None without `normalize`."""
+    last_frame_pad_length: int | None = None
+    """Frames of zeros appended to the last chunk's codes so that it has the length of the others."""
+
+
+@dataclass
+class EncodecDecoderOutput(ModelOutput):
+    """Of `EncodecModel.decode`."""
+
+    audio_values: torch.Tensor | None = None
+    """`(batch, audio_channels, samples)`."""
+
+
+@dataclass
+class EncodecOutput(ModelOutput):
+    """Of `EncodecModel.forward`: a round trip."""
+
+    audio_codes: torch.Tensor | None = None
+    audio_values: torch.Tensor | None = None
+
+
+@dataclass
+class UnconditionalInput(ModelOutput):
+    """Inputs of `generate` that stand for no text at all."""
+
+    encoder_outputs: tuple[torch.Tensor, ...] | None = None
+    """One tensor of zeros, `(batch, 1, text_hidden_size)`."""
+    attention_mask: torch.Tensor | None = None
+    """int64 zeros `(batch, 1)`."""
+    guidance_scale: float | None = None
+    """1: with nothing to be guided towards, guidance would only double the work."""
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """Of `generate(return_dict_in_generate=True)`."""
+
+    sequences: torch.Tensor | None = None
+    """What `generate` returns otherwise: audio `(batch, channels, samples)` of the composite, codes of the decoder."""
+    codes: torch.Tensor | None = None
+    """int64 `(batch, num_codebooks, frames)`, aligned (the delay is undone), the prompt included."""
+    lengths: torch.Tensor | None = None
+    """Frames of each row before it was stopped, int64 `(batch,)`."""
+
+
+def as_requested(output: ModelOutput, return_dict: bool | None) -> Any:
+    """`output` itself, or its tuple where `return_dict` is False."""
+    return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,757 @@
+"""The T5 tokenizer against transformers', on every layout of files it is saved in and on any text."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece_models import SENTINELS, t5_model, tokenizer_config, write_t5_tokenizer_folder
+
+from musicgen_train.processing import sentencepiece_proto
+from musicgen_train.processing.precompiled_normalizer import PrecompiledNormalizer
+from musicgen_train.processing.t5_tokenizer import T5Tokenizer
+
+Pair = tuple[T5Tokenizer, transformers.PreTrainedTokenizerBase]
+
+# Folders
+
+
+def _hub(folder: Path) -> None:
+    write_t5_tokenizer_folder(folder)
+
+
+def _spiece_alone(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(t5_model())
+
+
+def _saved_by_transformers_5(folder: Path) -> None:
+    write_t5_tokenizer_folder(folder.with_name("hub-for-5"))
+    transformers.T5Tokenizer.from_pretrained(folder.with_name("hub-for-5")).save_pretrained(folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def _with_json(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    _saved_by_transformers_5(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def _musicgen_small(folder: Path) -> None:
+    """All four files; a pipeline as transformers 4 wrote it, with options that today's class does not read."""
+
+    def change(content: dict[str, Any]) -> None:
+        metaspace = {"type": "Metaspace", "replacement": "\u2581", "add_prefix_space": True}
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]}
+        content["decoder"] = metaspace
+
+    _with_json(folder, change)
+    write_t5_tokenizer_folder(folder)
+
+
+def _other_pipeline(folder: Path) -> None:
+    """Extra normalisers, another pre-tokenizer, and padding and truncation to the left."""
+
+    def change(content: dict[str, Any]) -> None:
+        more = [{"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}]
+        content["normalizer"] = {"type": "Sequence", "normalizers": [content["normalizer"], *more]}
+        metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+        content["pre_tokenizer"] = metaspace
+        content["truncation"] = {"direction": "Left", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {
+            "strategy": "BatchLongest",
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        }
+
+    _with_json(folder, change)
+
+
+def _saved_by_slow_transformers_4(folder: Path) -> None:
+    """Sentinels that swallow the spaces around them, and tokens added by a user."""
+    write_t5_tokenizer_folder(folder)
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    decoder = {str(index): {"content": name, **plain} for index, name in enumerate(("<pad>", "</s>", "<unk>"))}
+    for index in range(100):
+        flags = plain | {"lstrip": True, "rstrip": index % 2 == 0}
+        decoder[str(499 - index)] = {"content": f"<extra_id_{index}>", **flags}
+    decoder["500"] = {"content": "Beat\u00c5", **plain, "normalized": True, "special": False}
+    decoder["501"] = {"content": "[style]", **plain}
+    # Not the order of the ids, and the ids go by order.
+    config = tokenizer_config(added_tokens_decoder=dict(reversed(decoder.items())), legacy=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _identity_normaliser(folder: Path) -> None:
+    """White space, U+2581 and special tokens reach the pre-tokenizer as they are."""
+    write_t5_tokenizer_folder(folder, normalization="identity")
+
+
+def _case_folding_normaliser(folder: Path) -> None:
+    """ASCII letters have images, so that the rule on grapheme clusters concerns every accent."""
+    write_t5_tokenizer_folder(folder, normalization="nmt_nfkc_cf")
+
+
+def _named_and_extra_tokens(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(t5_model())
+    eos = {"__type": "AddedToken", "content": "</s>", "lstrip": True, "rstrip": True, "single_word": False}
+    config = tokenizer_config(eos_token=eos, additional_special_tokens=["[x]", "<extra_id_3>"], cls_token="[cls]")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _map_alone(folder: Path) -> None:
+    write_t5_tokenizer_folder(folder)
+    (folder / "tokenizer_config.json").unlink()
+
+
+def _saved_by_us(folder: Path) -> None:
+    source = folder.with_name("slow-4-for-us")
+    _saved_by_slow_transformers_4(source)
+    T5Tokenizer.from_pretrained(source).save_pretrained(folder)
+
+
+def _saved_by_us_spiece_alone(folder: Path) -> None:
+    """The sentencepiece model that is rebuilt from a tokenizer.json."""
+    source = folder.with_name("five-for-us")
+    _saved_by_transformers_5(source)
+    T5Tokenizer.from_pretrained(source).save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "hub": _hub,
+    "spiece alone": _spiece_alone,
+    "transformers 5": _saved_by_transformers_5,
+    "musicgen-small": _musicgen_small,
+    "other pipeline": _other_pipeline,
+    "slow transformers 4": _saved_by_slow_transformers_4,
+    "identity": _identity_normaliser,
+    "case folding": _case_folding_normaliser,
+    "more tokens": _named_and_extra_tokens,
+    "map alone": _map_alone,
+    "ours": _saved_by_us,
+    "ours, spiece alone": _saved_by_us_spiece_alone,
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(layout: str) -> Path:
+        if layout not in made:
+            made[layout] = tmp_path_factory.mktemp("tokenizers") / "folder"
+            LAYOUTS[layout](made[layout])
+        return made[layout]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(folders: Callable[[str], Path]) -> Callable[[str], Pair]:
+    made: dict[str, Pair] = {}
+
+    def pair(layout: str) -> Pair:
+        if layout not in made:
+            folder = folders(layout)
+            # Without a configuration the automatic class cannot know that these files are T5's.
+            known = (folder / "tokenizer_config.json").exists()
+            reference = transformers.AutoTokenizer if known else transformers.T5Tokenizer
+            made[layout] = T5Tokenizer.from_pretrained(folder), reference.from_pretrained(folder)
+        return made[layout]
+
+    return pair
+
+
+@pytest.fixture(scope="session")
+def pair(pairs: Callable[[str], Pair]) -> Pair:
+    return pairs("musicgen-small")
+
+
+@pytest.fixture(scope="session")
+def ours(pair: Pair) -> T5Tokenizer:
+    return pair[0]
+
+
+# Texts
+
+# Every one of these has led some tokenizer astray.
+FRAGMENTS = [
+    "</s>", "<pad>", "<unk>", "<extra_id_0>", "<extra_id_7>", "<extra_id_99>", "<extra_id_100>", "<extra_id_", "</s",
+    "\uff1cpad\uff1e", "\uff1c/s\uff1e", "\uff1cunk\uff1e", "\uff1cextra_id_5\uff1e",
+    " ", "  ", "\t", "\n", "\r\n", "\r", "\x00", "\x01", "\x1c", "\x1f", "\x7f", "\x85", "\xa0", "\xad",
+    "\u1680", "\u180e", "\u2003", "\u200b", "\u200c", "\u200d", "\u2028", "\u202f", "\u2060", "\u3000", "\ufeff",
+    "\ufffd", "\u2581", "\u2581\u2581a", "x\u0301", "e\u0301\u0301", "\u212b", "\u212b\u0301", "\uff21\u0301",
+    "A\u0301", "\ufb01", "\ufb01\u0301", "\u0958",
+    "\u0915\u094d\u0958\u0301", "\u1100\u1161\u11a8", "\uac00\u0301", "\u0600a",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f44d\U0001f3fd", "\u2122\u0301", "\xa9\u200d\u2122\u0301",
+    "\U0001f1e9\U0001f1ea", "5\ufe0f\u20e3", "\u65e5\u672c\u8a9e", "\u4e00\u4e01", "\u0e01\u0e33", "\u05d0\u05b8",
+    "ba", "Beat\u00c5", "beat", "jazz", "a" * 13, "eaa" * 7, "bb" * 9, "80s", "120 bpm", "1.", " .", " !", "n't", " 's",
+    " ' ", "[style]", "[x]", "[cls]", "Z" * 40, "lofi-jazz/pop:(x);",
+]  # fmt: skip
+
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from(FRAGMENTS),
+        st.text(st.sampled_from("abegimorstu \u0301<>"), max_size=30),
+        st.text(max_size=6),
+    ),
+    max_size=8,
+).map("".join)
+
+CASES = [
+    "",
+    " ",
+    "80s pop track with bassy drums and synth",
+    "  two  spaces,\ttab\nnewline \r\n end  ",
+    "a\xa0b\u2003c\u3000d\u200be\ufefff\u2028g\x85h\x1ci",
+    "a</s>b <pad> c<unk><unk> <extra_id_0>d <extra_id_99> <extra_id_100>",
+    "</s></s>",
+    "\uff1cpad\uff1e \uff1cunk\uff1ex\uff1cunk\uff1e \uff1cextra_id_5\uff1e",
+    "\u2581a\u2581\u2581b \u2581 \u2581",
+    "\u65e5\u672c\u8a9ebeat\u4e00\u4e01\u4e02 \U0001f600\U0001f600 \U0001f600",
+    "nul\x00in \x00 the\x01middle",
+    "eaa" * 200,
+    "a" * 3000 + "Q" * 3000,
+    "caf\u00e9 cafe\u0301 \u212b \uff21\u0301 \u2460 \ufb01 \u00bd",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af \ud55c\uae00",
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vocabulary_and_settings_are_the_references(layout: str, pairs: Callable[[str], Pair]) -> None:
+    ours, reference = pairs(layout)
+    assert ours.get_vocab() == reference.get_vocab()
+    assert (len(ours), ours.vocab_size) == (len(reference), reference.vocab_size)
+    assert set(ours.all_special_tokens) == set(reference.all_special_tokens)
+    assert sorted(ours.all_special_ids) == sorted(reference.all_special_ids)
+    for name in (
+        "eos_token",
+        "eos_token_id",
+        "pad_token",
+        "pad_token_id",
+        "unk_token",
+        "unk_token_id",
+        "model_max_length",
+        "padding_side",
+        "truncation_side",
+        "clean_up_tokenization_spaces",
+    ):
+        assert getattr(ours, name) == getattr(reference, name), name
+    if layout not in ("spiece alone", "map alone"):
+        assert ours.all_special_tokens == reference.all_special_tokens
+        assert ours.special_tokens_map == {name: str(token) for name, token in reference.special_tokens_map.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text", CASES, ids=lambda text: ascii(text)[:20])
+def test_ids_masks_tokens_and_text_are_the_references(text: str, layout: str, pairs: Callable[[str], Pair]) -> None:
+    _compare(text, pairs(layout))
+
+
+def _compare(text: str, pair: Pair) -> None:
+    ours, reference = pair
+    found, expected = ours(text), reference(text)
+    assert list(found) == list(expected) == ["input_ids", "attention_mask"]
+    assert dict(found) == dict(expected)
+    assert ours.tokenize(text) == reference.tokenize(text)
+    ids = found["input_ids"]
+    for skip in (False, True):
+        assert ours.decode(ids, skip_special_tokens=skip) == reference.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("layout", ["musicgen-small", "hub"])
+@given(text=TEXTS)
+@settings(max_examples=800, deadline=None, derandomize=True, database=None)
+def test_any_text_has_the_references_ids(layout: str, pairs: Callable[[str], Pair], text: str) -> None:
+    _compare(text, pairs(layout))
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("musicgen-small", "hub")])
+@given(text=TEXTS)
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+def test_any_text_has_the_references_ids_in_other_layouts(layout: str, pairs: Callable[[str], Pair], text: str) -> None:
+    _compare(text, pairs(layout))
+
+
+def test_random_strings_of_difficult_characters(pair: Pair, folders: Callable[[str], Path]) -> None:
+    ours, reference = pair
+    rng = random.Random(1)
+    charsmap = sentencepiece_proto.read_header((folders("hub") / "spiece.model").read_bytes()).precompiled_charsmap
+    normalize = PrecompiledNormalizer(charsmap)
+    changed = [code for code in range(1, 0x3100) if normalize(chr(code)) != chr(code)]
+    pools = [
+        changed, range(0x20, 0x7F), range(0x300, 0x370), range(0x900, 0x980), range(0x1100, 0x1200),
+        range(0x600, 0x620), range(0x2000, 0x2070),
+        range(0xFF00, 0xFF70), range(0x1F3F0, 0x1F410), [0x20, 0x200D, 0xFE0F, 0x2581, 0xD],
+    ]  # fmt: skip
+    texts = ["".join(chr(rng.choice(rng.choice(pools))) for _ in range(rng.randint(1, 14))) for _ in range(6000)]
+    assert ours(texts)["input_ids"] == reference(texts)["input_ids"]
+
+
+def _model(pieces: list[tuple[str, float, int]]) -> bytes:
+    special = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+    return sentencepiece_proto.write_unigram_model(
+        special + pieces, b"", unk=(2, "<unk>"), eos=(1, "</s>"), pad=(0, "<pad>")
+    )
+
+
+@pytest.mark.parametrize(("last", "expected"), [(-5.0, [3, 4, 6, 1]), (-12.0, [3, 2, 5, 1])])
+def test_an_unknown_character_costs_what_it_costs_in_the_reference(
+    last: float, expected: list[int], tmp_path: Path
+) -> None:
+    # The lowest score is -25, so an unknown x and "yz" have -36, "xy" and "z" have -25 + `last`.
+    pieces = [("\u2581", -1.0, 1), ("xy", -25.0, 1), ("yz", -1.0, 1), ("z", last, 1)]
+    (tmp_path / "spiece.model").write_bytes(_model(pieces))
+    assert transformers.T5Tokenizer.from_pretrained(tmp_path)("xyz")["input_ids"] == expected
+    assert T5Tokenizer(tmp_path / "spiece.model")("xyz")["input_ids"] == expected
+
+
+def test_ties_between_segmentations_are_settled_as_in_the_reference(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    starts = ["\u2581", ""]
+    texts = {rng.choice(starts) + "".join(rng.choices("eta", k=rng.randint(1, 4))) for _ in range(400)}
+    model = _model([(text, -3 - rng.random() * 8, 1) for text in sorted(texts)])
+    (tmp_path / "spiece.model").write_bytes(model)
+    words = ["".join(rng.choices("eta", k=rng.randint(2, 4))) * rng.randint(2, 60) for _ in range(600)]
+    ours = T5Tokenizer(tmp_path / "spiece.model")(words)["input_ids"]
+    assert ours == transformers.T5Tokenizer.from_pretrained(tmp_path)(words)["input_ids"]
+    # The words are hard enough that 32-bit sums, which sentencepiece itself has, would not do.
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert sum(ids[:-1] != processor.encode(word) for ids, word in zip(ours, words, strict=True)) > 5
+
+
+def test_a_batch_gives_what_its_texts_give(pair: Pair) -> None:
+    ours, reference = pair
+    batch = ours(CASES)
+    assert dict(batch) == dict(reference(CASES))
+    assert batch["input_ids"] == [ours(text)["input_ids"] for text in CASES]
+    assert dict(ours(tuple(CASES[:2]))) == dict(ours(CASES[:2]))
+
+
+# The character map
+
+
+@pytest.mark.parametrize("normalization", ["nmt_nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize(
+    "form", ["{}\u0301", "\u2122{}", "{}\u2122\u0301", "\u0915\u094d\u0915\u094d{}\u0301", "{}\u200d\u2122\u0301"]
+)
+def test_every_character_in_clusters_normalises_as_in_tokenizers(form: str, normalization: str) -> None:
+    charsmap = sentencepiece_proto.read_header(t5_model(normalization=normalization)).precompiled_charsmap
+    ours, reference = PrecompiledNormalizer(charsmap), tokenizers.normalizers.Precompiled(charsmap)
+    # Ideographs and Hangul syllables are many and much alike.
+    codes = [*range(0x3400), *range(0x3400, 0xD800, 29), *range(0xE000, 0x20000), *range(0xE0000, 0xE1000)]
+    text = " ".join(form.format(chr(code)) for code in codes[:: 1 if normalization == "nmt_nfkc" else 7])
+    found, expected = ours(text), reference.normalize_str(text)
+    # Words are compared for a readable message; pytest takes minutes for the difference of two long strings.
+    for mine, theirs in zip(found.split(" "), expected.split(" "), strict=True):
+        assert mine == theirs
+
+
+def test_a_damaged_character_map_is_refused() -> None:
+    for charsmap in (b"", b"\x01", b"\x08\0\0\0abcd", b"\x03\0\0\0abcd"):
+        with pytest.raises(ValueError, match="precompiled_charsmap"):
+            PrecompiledNormalizer(charsmap)
+
+
+# Options of a call
+
+
+BATCH = ["ba ro mi ka tu", "jazz", "", "beat </s> \u65e5 lofi chorus aa bb aa bb"]
+
+
+@pytest.mark.parametrize("text", [BATCH, "ba ro mi ka tu sy", ""], ids=["batch", "one", "empty"])
+@pytest.mark.parametrize("padding", [False, True, "longest", "max_length", "do_not_pad"])
+@pytest.mark.parametrize("truncation", [None, False, True, "longest_first", "only_first", "do_not_truncate"])
+@pytest.mark.filterwarnings("ignore:.*max_length")
+def test_padding_and_truncation_are_the_references(
+    text: str | list[str], padding: bool | str, truncation: bool | str | None, pair: Pair
+) -> None:
+    ours, reference = pair
+    for options in (
+        {},
+        {"max_length": 4},
+        {"max_length": 1},
+        {"max_length": 8, "pad_to_multiple_of": 8},
+        {"pad_to_multiple_of": 8, "padding_side": "left"},
+        {"max_length": 4, "add_special_tokens": False, "return_attention_mask": False},
+        {"max_length": 4, "return_attention_mask": None},
+    ):
+        found = ours(text, padding=padding, truncation=truncation, **options)
+        expected = reference(text, padding=padding, truncation=truncation, **options)
+        assert list(found) == list(expected), options
+        assert dict(found) == dict(expected), options
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sides_are_the_references(side: str, folders: Callable[[str], Path]) -> None:
+    options = {"padding_side": side, "truncation_side": side, "model_max_length": 6}
+    folder = folders("musicgen-small")
+    ours = T5Tokenizer.from_pretrained(folder, **options)
+    reference = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    found = ours(BATCH, padding="max_length", truncation=True)
+    assert dict(found) == dict(reference(BATCH, padding="max_length", truncation=True))
+    assert [len(row) for row in found["input_ids"]] == [6] * 4
+    assert (found["input_ids"][1][0] == ours.pad_token_id) == (side == "left")
+
+
+@pytest.mark.parametrize("kind", ["pt", "np"])
+@pytest.mark.parametrize("text", [BATCH, "ba ro mi", "", ["", ""]], ids=["batch", "one", "empty", "empties"])
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+def test_tensors_are_the_references(text: str | list[str], add_special_tokens: bool, kind: str, pair: Pair) -> None:
+    options = {"padding": True, "return_tensors": kind, "add_special_tokens": add_special_tokens}
+    found, expected = pair[0](text, **options), pair[1](text, **options)
+    assert list(found) == list(expected)
+    for name in expected:
+        assert type(found[name]) is type(expected[name])
+        assert found[name].dtype == expected[name].dtype == (torch.int64 if kind == "pt" else np.int64)
+        assert found[name].shape == expected[name].shape
+        assert (found[name] == expected[name]).all()
+
+
+def test_a_text_longer_than_the_models_maximum_stays_whole(ours: T5Tokenizer) -> None:
+    ids = ours("ba " * 600)["input_ids"]
+    assert (len(ids), ids[-1]) == (601, ours.eos_token_id)
+    assert len(ours("ba " * 600, truncation=True)["input_ids"]) == 512
+
+
+def test_max_length_that_does_nothing_is_warned_of(ours: T5Tokenizer) -> None:
+    with pytest.warns(UserWarning, match="padding='max_length'"):
+        ours(BATCH, padding=True, max_length=3)
+
+
+def test_encode_is_the_call(pair: Pair) -> None:
+    ours, reference = pair
+    assert ours.encode("ba ro") == reference.encode("ba ro") == ours("ba ro")["input_ids"]
+    assert ours.encode("ba ro", add_special_tokens=False) == ours("ba ro")["input_ids"][:-1]
+    assert torch.equal(ours.encode("ba ro", return_tensors="pt"), reference.encode("ba ro", return_tensors="pt"))
+    assert ours.tokenize("ba \u4e00<pad>", add_special_tokens=True) == reference.tokenize(
+        "ba \u4e00<pad>", add_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        {"input_ids": [5, 6]},
+        {"input_ids": [[5, 6], [7]]},
+        {"input_ids": [[5, 6], [7]], "attention_mask": [[1, 0], [1]]},
+        [{"input_ids": [5, 6], "labels": 3}, {"input_ids": [7, 8, 9], "labels": 4}],
+        [{"input_ids": torch.tensor([5, 6])}, {"input_ids": torch.tensor([7])}],
+        [{"input_ids": np.array([5, 6])}, {"input_ids": np.array([7])}],
+        {"input_ids": torch.tensor([[5, 6], [7, 8]]), "attention_mask": torch.tensor([[1, 1], [1, 0]])},
+        {"input_ids": []},
+        {"input_ids": [[], []]},
+        {"input_ids": [[], [4]]},
+    ],
+    ids=str,
+)
+def test_pad_is_the_references(encoded: Any, pair: Pair) -> None:
+    def copied() -> Any:
+        return [dict(one) for one in encoded] if isinstance(encoded, list) else dict(encoded)
+
+    before = repr(encoded)
+    for options in (
+        {},
+        {"padding": "max_length", "max_length": 5},
+        {"padding": "max_length", "max_length": 2, "padding_side": "left"},
+        {"pad_to_multiple_of": 4},
+        {"return_tensors": "np"},
+    ):
+        if encoded == {"input_ids": []} and "return_tensors" in options:
+            continue
+        found, expected = pair[0].pad(copied(), **options), pair[1].pad(copied(), **options)
+        assert list(found) == list(expected), options
+        for name, value in expected.items():
+            assert type(found[name]) is type(value), options
+            same = found[name] == value
+            assert same if isinstance(same, bool) else same.all(), options
+    assert repr(encoded) == before
+
+
+# Ids to text
+
+
+@given(ids=st.lists(st.integers(0, 503), max_size=12), skip=st.booleans(), clean=st.sampled_from([None, True, False]))
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@pytest.mark.parametrize("layout", ["musicgen-small", "slow transformers 4", "spiece alone"])
+def test_any_ids_decode_as_in_the_reference(
+    layout: str, pairs: Callable[[str], Pair], ids: list[int], skip: bool, clean: bool | None
+) -> None:
+    ours, reference = pairs(layout)
+    options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+    assert ours.decode(ids, **options) == reference.decode(ids, **options)
+    assert ours.convert_ids_to_tokens(ids, skip_special_tokens=skip) == reference.convert_ids_to_tokens(
+        ids, skip_special_tokens=skip
+    )
+
+
+ROWS = [[5, 6, 1], [[5, 6], [7]], np.array([5, 6]), torch.tensor([[5, 6], [7, 1]]), (5, 6), [[5], []]]
+
+
+@pytest.mark.parametrize("ids", [*ROWS, 5, [], torch.tensor(5)], ids=str)
+def test_decode_takes_what_the_reference_takes(ids: Any, pair: Pair) -> None:
+    assert pair[0].decode(ids) == pair[1].decode(ids)
+
+
+@pytest.mark.parametrize("ids", ROWS, ids=str)
+def test_batch_decode_takes_what_the_reference_takes(ids: Any, pair: Pair) -> None:
+    assert pair[0].batch_decode(ids, skip_special_tokens=True) == pair[1].batch_decode(ids, skip_special_tokens=True)
+
+
+def test_an_empty_batch_decodes_to_no_text(ours: T5Tokenizer) -> None:
+    assert ours.batch_decode([]) == []
+
+
+def test_clean_up_follows_the_folder_and_the_argument(ours: T5Tokenizer) -> None:
+    ids = ours("ba .")["input_ids"]
+    assert ours.decode(ids, skip_special_tokens=True) == "ba."
+    assert ours.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == "ba ."
+
+
+def test_conversion_of_tokens_is_the_references(pair: Pair) -> None:
+    ours, reference = pair
+    names = ["\u2581ba", "<pad>", "<extra_id_0>", "no such piece", ""]
+    assert ours.convert_tokens_to_ids(names) == reference.convert_tokens_to_ids(names)
+    assert [ours.convert_tokens_to_ids(name) for name in names] == reference.convert_tokens_to_ids(names)
+    assert ours.convert_ids_to_tokens(499) == reference.convert_ids_to_tokens(499) == "<extra_id_0>"
+    assert ours.convert_ids_to_tokens(500) is reference.convert_ids_to_tokens(500) is None
+    assert ours.convert_ids_to_tokens(torch.tensor([1, 7])) == reference.convert_ids_to_tokens([1, 7])
+
+
+def test_sentinels(ours: T5Tokenizer) -> None:
+    assert ours.get_sentinel_tokens() == SENTINELS
+    assert ours.get_sentinel_token_ids() == list(range(499, 399, -1))
+
+
+# Construction, loading and saving
+
+
+def test_the_processor_of_a_musicgen_folder_has_this_tokenizer(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "musicgen"
+    shutil.copytree(folders("musicgen-small"), folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "musicgen"}))
+    transformers.EncodecFeatureExtractor(sampling_rate=32000).save_pretrained(folder)
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(config | {"processor_class": "MusicgenProcessor"}))
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    ours = T5Tokenizer.from_pretrained(folder)
+    found = ours(CASES, padding=True, return_tensors="pt")
+    expected = processor(text=CASES, padding=True, return_tensors="pt")
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.equal(found["attention_mask"], expected["attention_mask"])
+    processor.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "spiece.model").exists()
+    assert T5Tokenizer.from_pretrained(tmp_path / "saved")(CASES)["input_ids"] == ours(CASES)["input_ids"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_saved_tokenizer_comes_back_in_ours_and_in_transformers(
+    layout: str, pairs: Callable[[str], Pair], tmp_path: Path
+) -> None:
+    ours, reference = pairs(layout)
+    ours.save_pretrained(tmp_path / "saved")
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    texts = [*CASES, "".join(FRAGMENTS), " ".join(FRAGMENTS)]
+    expected = reference(texts, padding=True)["input_ids"]
+    assert T5Tokenizer.from_pretrained(tmp_path / "saved")(texts, padding=True)["input_ids"] == expected
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(texts, padding=True)["input_ids"] == expected
+    assert again.get_vocab() == ours.get_vocab()
+    for name in ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces"):
+        assert getattr(again, name) == getattr(ours, name)
+    # The raw tokenizers library reads tokenizer.json as it is.
+    raw = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    raw.enable_padding(direction=ours.padding_side, pad_id=0, pad_token="<pad>")
+    assert [one.ids for one in raw.encode_batch(texts)] == expected
+
+
+def test_the_rebuilt_sentencepiece_file_is_the_original_one(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    T5Tokenizer.from_pretrained(folders("transformers 5")).save_pretrained(tmp_path / "saved")
+    rebuilt = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "saved" / "spiece.model"))
+    original = sentencepiece.SentencePieceProcessor(model_proto=t5_model())
+    size = original.get_piece_size()
+    assert rebuilt.get_piece_size() == size == 400
+    for index in range(size):
+        assert rebuilt.id_to_piece(index) == original.id_to_piece(index)
+        assert rebuilt.get_score(index) == original.get_score(index)
+        assert rebuilt.is_control(index) == original.is_control(index)
+        assert rebuilt.is_unknown(index) == original.is_unknown(index)
+    for name in ("unk_id", "eos_id", "pad_id", "bos_id"):
+        assert getattr(rebuilt, name)() == getattr(original, name)()
+    # sentencepiece reads the character map, too.
+    texts = ["\uff22a ro\u2003mi", "jazz \u212b \u4e00", "eaa" * 5]
+    assert [rebuilt.encode(text) for text in texts] == [original.encode(text) for text in texts]
+
+
+def test_a_user_defined_symbol_of_the_model_is_cut_out(tmp_path: Path) -> None:
+    model = _model([("<sep>", 0.0, 4), ("\u2581", -2.0, 1), ("a", -2.5, 1)])
+    assert sentencepiece_proto.read_header(model).user_defined == {"<sep>"}
+    (tmp_path / "spiece.model").write_bytes(model)
+    ours, reference = T5Tokenizer.from_pretrained(tmp_path), transformers.T5Tokenizer.from_pretrained(tmp_path)
+    ids = ours("a<sep>a <sep>b")["input_ids"]
+    assert ids == reference("a<sep>a <sep>b")["input_ids"] == [4, 5, 3, 4, 5, 3, 4, 2, 1]
+    for skip in (True, False):
+        assert ours.decode(ids, skip) == reference.decode(ids, skip)
+
+
+def test_construction_from_a_file(folders: Callable[[str], Path], pairs: Callable[[str], Pair]) -> None:
+    for file in (folders("hub") / "spiece.model", folders("transformers 5") / "tokenizer.json"):
+        ours = T5Tokenizer(file)
+        assert ours(CASES)["input_ids"] == pairs("hub")[1](CASES)["input_ids"]
+        assert ours.model_max_length > 10**20
+        assert ours.clean_up_tokenization_spaces is False
+    fewer = T5Tokenizer(folders("hub") / "spiece.model", extra_ids=3, additional_special_tokens=["[x]"])
+    assert len(fewer) == 404
+    assert fewer.all_special_tokens == ["</s>", "<unk>", "<pad>", "[x]", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
+    assert fewer("ba[x]<extra_id_2>", add_special_tokens=False)["input_ids"][-2:] == [403, 400]
+
+
+def test_it_pickles(ours: T5Tokenizer) -> None:
+    ours(CASES)
+    assert pickle.loads(pickle.dumps(ours))(CASES)["input_ids"] == ours(CASES)["input_ids"]
+
+
+def test_the_cache_of_words_stays_bounded(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musicgen_train.processing.t5_tokenizer._CACHED_WORDS", 10)
+    ours = T5Tokenizer.from_pretrained(folders("hub"))
+    words = [f"{number}ba" for number in range(100)]
+    assert ours(words)["input_ids"] == ours(words)["input_ids"]
+    ours("a" * 1000)
+    assert 0 < len(ours._words) <= 10
+    assert max(map(len, ours._words)) < 100
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, TypeError, "text is None; allowed are a string and a list of strings"),
+        (5, TypeError, r"text is 5 \(int\)"),
+        ({"a": 1}, TypeError, "dict"),
+        (["ba", None], TypeError, r"text\[1\] is None"),
+        ([["ba", "ro"]], TypeError, r"text\[0\] is \['ba', 'ro'\] \(list\)"),
+        ([b"ba"], TypeError, "bytes"),
+        ([], ValueError, "empty list"),
+        ("ba\ud800", ValueError, r"surrogate, U\+D800"),
+    ],
+    ids=str,
+)
+def test_wrong_text_is_refused(text: Any, error: type[Exception], message: str, ours: T5Tokenizer) -> None:
+    with pytest.raises(error, match=message):
+        ours(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"padding": "left"}, ValueError, "allowed are True, False, 'longest', 'max_length', 'do_not_pad'"),
+        ({"padding": None}, ValueError, "padding is None"),
+        ({"truncation": "only_second"}, ValueError, "allowed are True, False, 'longest_first'"),
+        ({"padding_side": "top"}, ValueError, "padding_side is 'top'; allowed are 'right', 'left'"),
+        ({"return_tensors": "tf"}, ValueError, "'tf'; allowed are 'pt'"),
+        ({"return_tensors": "pt"}, ValueError, "padding=True"),
+        ({"max_length": 0, "truncation": True}, ValueError, "max_length is 0"),
+        ({"max_length": 5, "padding": True, "truncation": True, "pad_to_multiple_of": 4}, ValueError, "no multiple"),
+        ({"text_target": "a"}, TypeError, "text_target"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(
+    options: dict[str, Any], error: type[Exception], message: str, ours: T5Tokenizer
+) -> None:
+    with pytest.raises(error, match=message):
+        ours(BATCH, **options)
+
+
+def test_padding_to_no_maximum_is_refused(folders: Callable[[str], Path]) -> None:
+    ours = T5Tokenizer(folders("hub") / "spiece.model")
+    with pytest.raises(ValueError, match="needs max_length"):
+        ours("ba", padding="max_length")
+    assert ours("ba " * 600, truncation=True)["input_ids"] == ours("ba " * 600)["input_ids"]
+
+
+def test_wrong_ids_are_refused(ours: T5Tokenizer) -> None:
+    with pytest.raises(ValueError, match="-1 is no token id"):
+        ours.decode([5, -1])
+    with pytest.raises(TypeError, match=r"1.5 \(float\)"):
+        ours.decode([1.5])
+    with pytest.raises(ValueError, match=r"no input_ids; it holds \['attention_mask'\]"):
+        ours.pad({"attention_mask": [1]})
+    with pytest.raises(TypeError, match="tokenize takes one string"):
+        ours.tokenize(["ba"])  # type: ignore[arg-type]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer.json nor spiece.model.*holds: config.json"):
+        T5Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no-such-folder"):
+        T5Tokenizer.from_pretrained(tmp_path / "no-such-folder")
+    with pytest.raises(FileNotFoundError, match=r"vocab_file must be a spiece\.model"):
+        T5Tokenizer(tmp_path / "spiece.model")
+
+
+def test_wrong_files_are_refused(tmp_path: Path, folders: Callable[[str], Path]) -> None:
+    spiece, tokenizer = tmp_path / "spiece.model", tmp_path / "tokenizer.json"
+    for content in (b"", b"no model", t5_model()[:-100]):
+        spiece.write_bytes(content)
+        with pytest.raises(ValueError, match=r"spiece\.model is no sentencepiece model"):
+            T5Tokenizer(spiece)
+    for content, message in (
+        ("[1]", "expected a JSON object"),
+        ("{}", "T5's model is Unigram"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', "holds a BPE"),
+        ('{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}', "has 1 pieces"),
+        ('{"model": {"type": "Unigram", "vocab": ["a", "b", "c"]}}', r"\[piece, score\] pairs"),
+    ):
+        tokenizer.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            T5Tokenizer.from_pretrained(tmp_path)
+    hub = folders("hub")
+    with pytest.raises(TypeError, match="no argument max_len; allowed are additional_special_tokens"):
+        T5Tokenizer.from_pretrained(hub, max_len=5)
+    with pytest.raises(ValueError, match="truncation_side is 'top'"):
+        T5Tokenizer.from_pretrained(hub, truncation_side="top")
+    with pytest.raises(ValueError, match="additional_special_tokens has 1 sentinels"):
+        T5Tokenizer(hub / "spiece.model", additional_special_tokens=["<extra_id_0>"])
+
+
+def test_an_interrupted_save_leaves_the_folder_as_it_was(
+    ours: T5Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    ours.save_pretrained(tmp_path / "saved")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    monkeypatch.setattr("musicgen_train.processing.t5_tokenizer.write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ours.save_pretrained(tmp_path / "saved")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
