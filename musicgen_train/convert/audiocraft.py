@@ -151,7 +151,7 @@ def lm_to_hub(state: Mapping[str, torch.Tensor]) -> tuple[State, State | None]:
         hub_name = LM_KEYS.to_hub(name)
         assert hub_name is not None
         if ".qkv_proj." in hub_name:
-            for letter, rows in zip("qkv", value.chunk(3), strict=True):
+            for letter, rows in zip("kqv", value.chunk(3), strict=True):
                 decoder[hub_name.replace(".qkv_proj.", f".{letter}_proj.")] = rows
         else:
             decoder[hub_name] = value
@@ -298,6 +298,11 @@ class Settings:
             raise ValueError(f"xp.cfg: {name} cannot be read: {str(error).splitlines()[0]}") from error
         return default if value is None else value
 
+    def names(self, section: str) -> list[str]:
+        """The names in a section; their values, which may refer to what is not there, are not read."""
+        value = OmegaConf.select(self._config, section)
+        return [str(name) for name in value] if isinstance(value, DictConfig) else []
+
 
 # What a MusicGen of the hub always is. Read, each must hold where it is stated; written, each is stated.
 _LM_MUST_BE: Mapping[str, Any] = {
@@ -407,7 +412,7 @@ def lm_problems(state: Mapping[str, torch.Tensor], settings: Settings | None = N
     if settings is None:
         return problems
     problems += _departures(settings, {**_LM_MUST_BE, **_LM_MUST_ALSO_BE})
-    for name in settings.get("conditioners", {}):
+    for name in settings.names("conditioners"):
         if name not in ("description", "args"):
             problems.append(f"it is conditioned on {name!r} besides the description{_MELODY_HINT.get(name, '')}")
     count = _count(state, "emb.")
@@ -484,7 +489,8 @@ def decoder_config_from(
         stereo = settings.get("codebooks_pattern.delay.delays", _delays(codebooks, 1)) != _delays(codebooks, 1)
     else:
         heads, stereo = _heads_of_size(size, width, layers)
-    dropout = settings.get("transformer_lm.dropout", 0.0) if settings is not None else 0.0
+    settings = settings if settings is not None else Settings({})
+    dropout = settings.get("transformer_lm.dropout", 0.0)
     return MusicgenDecoderConfig(
         vocab_size=rows - 1,
         hidden_size=width,
@@ -493,13 +499,11 @@ def decoder_config_from(
         num_attention_heads=heads,
         num_codebooks=codebooks,
         audio_channels=2 if stereo else 1,
-        activation_function=settings.get("transformer_lm.activation", "gelu") if settings is not None else "gelu",
+        activation_function=settings.get("transformer_lm.activation", "gelu"),
         # Audiocraft has one rate for all three places, unless attention is given its own.
         dropout=dropout,
         activation_dropout=dropout,
-        attention_dropout=settings.get("transformer_lm.attention_dropout", dropout)
-        if settings is not None
-        else dropout,
+        attention_dropout=settings.get("transformer_lm.attention_dropout", dropout),
         pad_token_id=rows - 1,
         bos_token_id=rows - 1,
     )
@@ -534,16 +538,15 @@ def lm_settings_from(
         sampling_rate: the codec's, in Hz.
         segment_duration: seconds that audiocraft generates at most in one go.
 
+    Returns:
+        Settings by section. `activation_dropout` has no place in them: audiocraft uses `dropout` there too.
+
     Raises:
         ValueError: the config says something that audiocraft cannot.
     """
     problems = []
     if config.activation_function not in ("gelu", "relu"):
         problems.append(f"activation_function is {config.activation_function!r}, audiocraft has 'gelu' and 'relu'")
-    if config.activation_dropout != config.dropout:
-        problems.append(
-            f"activation_dropout is {config.activation_dropout} and dropout {config.dropout}, audiocraft has one value"
-        )
     # An int where it is one: audiocraft's own settings are written so.
     scale: float = config.ffn_dim / config.hidden_size
     scale = int(scale) if scale.is_integer() else scale
@@ -552,6 +555,7 @@ def lm_settings_from(
     if problems:
         raise ValueError(refusal("the decoder", problems))
     stereo = config.audio_channels == 2
+    # Audiocraft's rate for both; null stands for it, as in its own settings.
     same_dropout = config.attention_dropout == config.dropout
     return _nested(
         {
@@ -620,7 +624,7 @@ def codec_problems(state: Mapping[str, torch.Tensor], settings: Settings | None 
     norm = settings.get("seanet.norm", "weight_norm")
     if norm not in ("weight_norm", "time_group_norm"):
         problems.append(f"seanet.norm is {norm!r}, the hub's EnCodec has 'weight_norm' and 'time_group_norm'")
-    overridden = settings.get("seanet.decoder", {}).keys() - _DECODER_SETTINGS
+    overridden = set(settings.names("seanet.decoder")) - _DECODER_SETTINGS
     if overridden:
         problems.append(f"seanet.decoder sets {', '.join(sorted(overridden))} for one half of the codec only")
     return problems
@@ -645,7 +649,7 @@ def codec_config_from(state: Mapping[str, torch.Tensor], settings: Settings | No
     problems = codec_problems(state, settings)
     if problems:
         raise ValueError(refusal("the codec", problems))
-    stated = settings.get if settings is not None else (lambda name, default=None: default)
+    stated = (settings if settings is not None else Settings({})).get
     try:
         values = _codec_shape(codec_to_hub(state))
     except (KeyError, ValueError) as error:

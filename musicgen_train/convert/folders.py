@@ -346,7 +346,7 @@ def _load(path: Path) -> Any:
     try:
         # weights_only: a pickle may not run code.
         with torch.serialization.safe_globals(_omegaconf_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         known = {f"{module}.{name}" for module, names in _OMEGACONF_TYPES.items() for name in names}
         unknown = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - known)
@@ -379,23 +379,23 @@ def _write_package(path: Path, state: State, settings: Mapping[str, Any]) -> Non
     torch.save(package, path)
 
 
-def _read_codec(codec: str | os.PathLike[str], lm_problems: list[str]) -> tuple[EncodecConfig, State]:
+def _read_codec(codec: str | os.PathLike[str], problems_of_lm: list[str]) -> tuple[EncodecConfig, State]:
     """The codec in the hub's layout. Raises for its problems together with those of the language model."""
     path = Path(codec).expanduser()
     if not path.is_file():
-        if lm_problems:
-            raise ValueError(refusal("the language model", lm_problems))
+        if problems_of_lm:
+            raise ValueError(refusal("the language model", problems_of_lm))
         return _read_hub_codec(str(codec))
     package = _load(path)
     if isinstance(package, Mapping) and "pretrained" in package:
-        if lm_problems:
-            raise ValueError(refusal("the language model", lm_problems))
+        if problems_of_lm:
+            raise ValueError(refusal("the language model", problems_of_lm))
         name = str(package["pretrained"])
         if name.startswith("dac_"):
             raise ValueError(f"{path} stands for the codec {name!r}; a MusicGen of the hub has an EnCodec")
         return _read_hub_codec(name)
     state, settings = _read_package(path, "codec")
-    problems = [f"(language model) {problem}" for problem in lm_problems]
+    problems = [f"(language model) {problem}" for problem in problems_of_lm]
     problems += [f"(codec) {problem}" for problem in codec_problems(state, settings)]
     if problems:
         raise ValueError(refusal("the model", problems))
@@ -470,9 +470,17 @@ def _copy_feature_extractor(source: PretrainedFolder, target: Path, audio_channe
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
-# What audiocraft has no place for, because it does not bear on the numbers that a model computes in its range.
+# What audiocraft has no place for, since it does not bear on what a trained model computes.
 _DECODER_ONLY_HUB = frozenset(
-    {"max_position_embeddings", "layerdrop", "use_cache", "initializer_factor", "scale_embedding", "eos_token_id"}
+    {
+        "max_position_embeddings",
+        "layerdrop",
+        "use_cache",
+        "initializer_factor",
+        "scale_embedding",
+        "eos_token_id",
+        "activation_dropout",
+    }
 )
 _CODEC_ONLY_HUB = frozenset({"target_bandwidths", "overlap"})
 

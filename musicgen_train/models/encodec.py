@@ -478,8 +478,8 @@ class Kernel(nn.Module):
         super().__init__()
         self.stride = stride
         self.arrange = arrange
-        # He et al. 2015: activations keep their size through many layers.
-        weight = torch.empty(shape).normal_(std=math.sqrt(2.0 / fan_in))
+        # LeCun et al. 1998. Residual sums grow as much as ELU shrinks, so audio stays of the size of audio to the end.
+        weight = torch.empty(shape).normal_(std=1.0 / math.sqrt(fan_in))
         if weight_norm:
             self.parametrizations = nn.ModuleDict({"weight": MagnitudeAndDirection(weight)})
         else:
@@ -548,7 +548,11 @@ class MagnitudeAndDirection(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        self.original0 = nn.Parameter((weight * weight).sum(dim=(1, 2), keepdim=True).sqrt())
+        # Without values (meta), computing a norm would have no effect but to import torch's compiler, which takes 1 s.
+        norm = (
+            weight[:, :1, :1].clone() if weight.is_meta else torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
+        )
+        self.original0 = nn.Parameter(norm)
         self.original1 = nn.Parameter(weight)
 
     def forward(self) -> torch.Tensor:
@@ -801,11 +805,6 @@ def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[An
 
 
 def _check_config(config: EncodecConfig) -> None:
-    if config.codebook_dim != config.hidden_size:
-        raise ValueError(
-            f"codebook_dim is {config.codebook_dim}; expected hidden_size ({config.hidden_size}), since nothing "
-            "projects between latents and codebooks"
-        )
     if config.codebook_size & (config.codebook_size - 1):
         raise ValueError(f"codebook_size is {config.codebook_size}; expected a power of two")
     if not config.use_causal_conv and config.trim_right_ratio != 1.0:
@@ -818,5 +817,3 @@ def _check_config(config: EncodecConfig) -> None:
         )
     if config.num_filters < config.compress:
         raise ValueError(f"compress is {config.compress}; expected num_filters ({config.num_filters}) or less")
-    if config.num_lstm_layers < 0 or config.num_residual_layers < 0:
-        raise ValueError("num_lstm_layers and num_residual_layers must be 0 or more")

@@ -55,6 +55,7 @@ class T5EncoderModel(PretrainedModel[T5Config]):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        head_mask: torch.Tensor | None = None,
     ) -> BaseModelOutput:
         """Encode a batch of texts.
 
@@ -67,6 +68,7 @@ class T5EncoderModel(PretrainedModel[T5Config]):
                 slowly. None means what the config says, by default no.
             output_hidden_states: also return the embeddings and each layer's output. None as above.
             return_dict: False for a tuple.
+            head_mask: `(num_layers, N)`, a factor for each attention head; 0 switches it off.
 
         Returns:
             `last_hidden_state` `(B, L, D)`; if asked for, `hidden_states`, `num_layers + 1` of the same shape, and
@@ -77,7 +79,7 @@ class T5EncoderModel(PretrainedModel[T5Config]):
                 the check costs nothing) an id outside the vocabulary.
         """
         return self.encoder(
-            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict, head_mask
         )
 
 
@@ -100,6 +102,7 @@ class T5Stack(nn.Module):
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         return_dict: bool | None,
+        head_mask: torch.Tensor | None,
     ) -> BaseModelOutput:
         """As `T5EncoderModel.forward`."""
         if output_attentions is None:
@@ -111,10 +114,11 @@ class T5Stack(nn.Module):
         attention_bias = self._attention_bias(embeddings, attention_mask)
         hidden = self.dropout(embeddings)
         hidden_states, attentions = [], []
-        for block in self.block:
+        for index, block in enumerate(self.block):
             if output_hidden_states:
                 hidden_states.append(hidden)
-            hidden, weights = block(hidden, attention_bias, output_attentions)
+            head_factors = None if head_mask is None else head_mask[index]
+            hidden, weights = block(hidden, attention_bias, output_attentions, head_factors)
             attentions.append(weights)
         hidden = self.dropout(self.final_layer_norm(hidden))
         return as_requested(
@@ -183,11 +187,15 @@ class T5Block(nn.Module):
         self.layer = nn.ModuleList([T5SelfAttentionLayer(config, layer), T5FeedForwardLayer(config)])
 
     def forward(
-        self, hidden: torch.Tensor, attention_bias: torch.Tensor, output_attentions: bool
+        self,
+        hidden: torch.Tensor,
+        attention_bias: torch.Tensor,
+        output_attentions: bool,
+        head_factors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, L, D)` to the same, and the attention weights `(B, N, L, L)` if asked for."""
         attention, feed_forward = self.layer
-        hidden, weights = attention(hidden, attention_bias, output_attentions)
+        hidden, weights = attention(hidden, attention_bias, output_attentions, head_factors)
         hidden = feed_forward(_within_float16(hidden))
         return _within_float16(hidden), weights
 
@@ -200,9 +208,13 @@ class T5SelfAttentionLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
-        self, hidden: torch.Tensor, attention_bias: torch.Tensor, output_attentions: bool
+        self,
+        hidden: torch.Tensor,
+        attention_bias: torch.Tensor,
+        output_attentions: bool,
+        head_factors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, weights = self.SelfAttention(self.layer_norm(hidden), attention_bias, output_attentions)
+        attended, weights = self.SelfAttention(self.layer_norm(hidden), attention_bias, output_attentions, head_factors)
         return hidden + self.dropout(attended), weights
 
 
@@ -234,7 +246,11 @@ class T5Attention(nn.Module):
             self.relative_attention_bias = T5PositionBias(config)
 
     def forward(
-        self, hidden: torch.Tensor, attention_bias: torch.Tensor, output_attentions: bool
+        self,
+        hidden: torch.Tensor,
+        attention_bias: torch.Tensor,
+        output_attentions: bool,
+        head_factors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # (B, L, N*H) -> (B, N, L, H)
         query, key, value = (
@@ -251,6 +267,8 @@ class T5Attention(nn.Module):
             attended = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=attention_bias, dropout_p=dropout, scale=1.0
             )
+        if head_factors is not None:
+            attended = attended * head_factors[:, None, None]
         # (B, N, L, H) -> (B, L, N*H)
         return self.o(attended.transpose(1, 2).flatten(-2)), weights
 
@@ -299,7 +317,7 @@ class T5FeedForward(nn.Module):
 
 
 class T5LayerNorm(nn.Module):
-    """RMS norm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467): no mean, no bias; halves are squared in float32."""
+    """RMS norm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467): no mean, no bias, squares in float32."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()

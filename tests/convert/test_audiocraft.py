@@ -374,6 +374,20 @@ def test_settings_that_cannot_be_read() -> None:
         Settings("seanet: {causal: '${encodec.causal}'}").get("seanet.causal")
 
 
+def test_the_dropout_that_published_configs_carry() -> None:
+    # Published decoders state 0.1 for dropout and 0 for the other two, though they were trained without any.
+    config = MusicgenDecoderConfig()
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.1, 0.0, 0.0)
+    section = lm_settings_from(config, text_encoder="t5-base", sampling_rate=32_000)["transformer_lm"]
+    assert (section["dropout"], section["attention_dropout"]) == (0.1, 0.0)
+
+
+def test_references_that_lead_nowhere_are_no_matter_where_nothing_asks() -> None:
+    model = build_reference()
+    settings = changed(settings_by_hand(model)[0], conditioners__args={"cache_path": "${nowhere.at.all}"})
+    assert decoder_config_from(lm_state_by_hand(model), settings).num_attention_heads == 3
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [
@@ -393,8 +407,11 @@ def test_a_text_encoder_that_audiocraft_does_not_know() -> None:
 
 
 def test_configs_that_audiocraft_cannot_represent() -> None:
-    decoder = MusicgenDecoderConfig(activation_function="silu", ffn_dim=4095, dropout=0.1)
-    with pytest.raises(ValueError, match=r"activation_function is 'silu'.*activation_dropout is 0\.0 and dropout 0\.1"):
+    decoder = MusicgenDecoderConfig(activation_function="silu", hidden_size=56, num_attention_heads=4, ffn_dim=61)
+    # audiocraft has int(61 / 56 * 56), which is 60.
+    with pytest.raises(
+        ValueError, match="activation_function is 'silu'.*; ffn_dim 61 is no multiple of hidden_size 56"
+    ):
         lm_settings_from(decoder, text_encoder="t5-base", sampling_rate=32_000)
     codec = EncodecConfig(chunk_length_s=1.0, normalize=True, target_bandwidths=[3.0])
     with pytest.raises(ValueError, match=r"chunks of 1\.0 s.*causal and normalises"):

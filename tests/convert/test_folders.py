@@ -151,6 +151,16 @@ def test_what_audiocraft_asks_its_settings_for(convert: Convert, tmp_path: Path)
     assert codec.seanet.ratios == [4, 2]
 
 
+def test_dropout_is_no_obstacle_on_the_way_back(convert: Convert, tmp_path: Path) -> None:
+    folder = convert()
+    config = json.loads((folder / "config.json").read_text())
+    config["decoder"]["dropout"] = 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    hub_to_audiocraft(folder, tmp_path / "back", text_encoder="t5-base")
+    settings = OmegaConf.create(torch.load(tmp_path / "back" / "state_dict.bin", weights_only=True)["xp.cfg"])
+    assert (settings.transformer_lm.dropout, settings.transformer_lm.attention_dropout) == (0.1, 0.0)
+
+
 def test_half_precision_files_become_float32_without_loss(
     convert: Convert, audiocraft_folder: Path, reference: Any
 ) -> None:

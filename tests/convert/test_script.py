@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def main(arguments: list[str | Path]) -> int:
+def main(arguments: Sequence[str | Path]) -> int:
     """The script's main in this process, for the cases that need no process of their own."""
     spec = importlib.util.spec_from_file_location("convert_script", SCRIPT)
     assert spec is not None
@@ -52,10 +53,7 @@ def test_there_to_stereo_and_back(tmp_path: Path, audiocraft_folder: Path, text_
     # Embeddings and heads, layers of attention twice, feed-forward and 3 norms, the last norm, the projection.
     layer = 8 * 24 * 24 + 2 * 24 * 72 + 3 * 2 * 24
     numbers = 4 * (17 + 16) * 24 + 2 * layer + 2 * 24 + (24 * 20 + 24)
-    assert (
-        f"decoder: {decoder + projection:,} parameters, 2 layers of width 24, 4 codebooks of 16 codes, mono"
-        in done.stdout
-    )
+    assert f"{numbers:,} parameters, 2 layers of width 24, 4 codebooks of 16 codes, mono" in done.stdout
     assert "read back and equal: 36 tensors of the language model" in done.stdout
 
     done = run("to-stereo", "hub", "stereo", cwd=tmp_path)

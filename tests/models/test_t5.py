@@ -472,3 +472,18 @@ def test_wrong_inputs_are_refused(arguments: dict[str, torch.Tensor], message: s
 def test_buckets_that_cannot_be_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         T5Config(**values)
+
+
+@pytest.mark.parametrize("output_attentions", [False, True])
+def test_a_masked_head_equals_one_whose_output_columns_are_zero(output_attentions: bool) -> None:
+    torch.manual_seed(4)
+    config = T5Config(vocab_size=53, d_model=20, d_kv=6, d_ff=44, num_layers=3, num_heads=2)
+    model = T5EncoderModel(config).eval()
+    ids = torch.randint(0, 53, (2, 7))
+    head_mask = torch.ones(3, 2)
+    head_mask[1, 1] = 0
+    masked = model(ids, head_mask=head_mask, output_attentions=output_attentions).last_hidden_state
+    assert not torch.allclose(masked, model(ids).last_hidden_state, atol=1e-3)
+    with torch.no_grad():
+        model.encoder.block[1].layer[0].SelfAttention.o.weight[:, 6:] = 0
+    torch.testing.assert_close(masked, model(ids).last_hidden_state, rtol=1e-5, atol=1e-5)

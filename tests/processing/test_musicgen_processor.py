@@ -126,6 +126,15 @@ def test_audio_may_come_first_and_text_second(folders: dict[tuple[int, str], Pat
     assert_same(ours(clip, sampling_rate=RATE), reference(clip, sampling_rate=RATE))
 
 
+def test_an_option_that_is_none_has_its_default(folders: dict[tuple[int, str], Path]) -> None:
+    # The reference does so for most options, and raises for the padding of text.
+    ours = both(folders[1, "left"])[0]
+    clips = [noise(31), noise(7)]
+    found = ours(clips, TEXTS, sampling_rate=RATE, padding=None, truncation=None, text_kwargs={"padding_side": None})
+    assert_same(found, ours(clips, TEXTS, sampling_rate=RATE))
+    assert [len(row) for row in found["padding_mask"]] == [31, 31]
+
+
 def test_one_clip_becomes_a_batch(folders: dict[tuple[int, str], Path]) -> None:
     ours, reference = both(folders[1, "left"])
     for clip in (noise(90), noise(90).astype(np.float64), noise(90).tolist()):
