@@ -9,10 +9,15 @@ from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.models.t5 import T5EncoderModel
+from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
+from musicgen_train.processing.musicgen_processor import AutoProcessor, MusicgenProcessor
+from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
 __all__ = [
     "AutoConfig",
+    "AutoProcessor",
     "EncodecConfig",
+    "EncodecFeatureExtractor",
     "EncodecModel",
     "GenerationConfig",
     "MusicgenConfig",
@@ -20,6 +25,8 @@ __all__ = [
     "MusicgenForCausalLM",
     "MusicgenForConditionalGeneration",
     "MusicgenModel",
+    "MusicgenProcessor",
     "T5Config",
     "T5EncoderModel",
+    "T5Tokenizer",
 ]

@@ -1,9 +1,8 @@
-"""Shared test set-up: one thread (the models are tiny), no network, and where the optional reference tensors lie."""
+"""Shared test set-up: one thread (the models are tiny), no network, no account."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
-
-ASSETS = Path(__file__).parent / "assets"
 
 
 @pytest.fixture(autouse=True)

@@ -53,10 +53,11 @@ class KeyTable:
         "side": "encoder|decoder",
         "layer": r"\d+",
         "block": r"\d+",
+        "codebook": r"\d+",
         "affine": "weight|bias",
         "conv": "weight|bias|weight_g|weight_v",
         "lstm": r"(?:weight|bias)_[ih]h_l\d+",
-        "codebook": "inited|cluster_size|embed|embed_avg",
+        "vectors": "inited|cluster_size|embed|embed_avg",
     }
 
     def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
@@ -91,7 +92,7 @@ class KeyTable:
 _LAYER, _HUB_LAYER = "transformer.layers.{layer}.", "model.decoder.layers.{layer}."
 LM_KEYS = KeyTable(
     [
-        ("emb.{layer}.weight", "model.decoder.embed_tokens.{layer}.weight"),
+        ("emb.{codebook}.weight", "model.decoder.embed_tokens.{codebook}.weight"),
         (_LAYER + "self_attn.in_proj_weight", _HUB_LAYER + "self_attn.qkv_proj.weight"),
         (_LAYER + "self_attn.out_proj.weight", _HUB_LAYER + "self_attn.out_proj.weight"),
         (_LAYER + "norm1.{affine}", _HUB_LAYER + "self_attn_layer_norm.{affine}"),
@@ -102,7 +103,7 @@ LM_KEYS = KeyTable(
         (_LAYER + "linear2.weight", _HUB_LAYER + "fc2.weight"),
         (_LAYER + "norm2.{affine}", _HUB_LAYER + "final_layer_norm.{affine}"),
         ("out_norm.{affine}", "model.decoder.layer_norm.{affine}"),
-        ("linears.{layer}.weight", "lm_heads.{layer}.weight"),
+        ("linears.{codebook}.weight", "lm_heads.{codebook}.weight"),
         (DESCRIPTION + "output_proj.{affine}", PROJECTION + "{affine}"),
     ]
 )
@@ -116,7 +117,7 @@ CODEC_KEYS = KeyTable(
         ("{side}.model.{layer}.shortcut.conv.conv.{conv}", "{side}.layers.{layer}.shortcut.conv.{conv}"),
         ("{side}.model.{layer}.shortcut.conv.norm.{affine}", "{side}.layers.{layer}.shortcut.norm.{affine}"),
         ("{side}.model.{layer}.lstm.{lstm}", "{side}.layers.{layer}.lstm.{lstm}"),
-        ("quantizer.vq.layers.{layer}._codebook.{codebook}", "quantizer.layers.{layer}.codebook.{codebook}"),
+        ("quantizer.vq.layers.{codebook}._codebook.{vectors}", "quantizer.layers.{codebook}.codebook.{vectors}"),
     ]
 )
 # The decoder's convolutions that raise the rate. The hub does not tell them apart by name.
@@ -151,7 +152,7 @@ def lm_to_hub(state: Mapping[str, torch.Tensor]) -> tuple[State, State | None]:
         hub_name = LM_KEYS.to_hub(name)
         assert hub_name is not None
         if ".qkv_proj." in hub_name:
-            for letter, rows in zip("kqv", value.chunk(3), strict=True):
+            for letter, rows in zip("qkv", value.chunk(3), strict=True):
                 decoder[hub_name.replace(".qkv_proj.", f".{letter}_proj.")] = rows
         else:
             decoder[hub_name] = value

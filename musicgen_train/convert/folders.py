@@ -158,7 +158,9 @@ def audiocraft_to_hub(
     Raises:
         FileExistsError: `output` has such files, and `overwrite` is not set.
         FileNotFoundError: a file is not there.
-        ValueError: the model is none the hub's MusicGen can represent; all reasons are listed.
+        CheckpointError: tensors are missing or of other shapes than the rest says; all are listed.
+        ValueError: a file is damaged or holds more than tensors and settings, or the model is none that the hub's
+            MusicGen can represent (all reasons are listed).
         ConversionError: what was written does not read back as it was given.
     """
     output = _require_free(output, _HUB_FILES, overwrite)

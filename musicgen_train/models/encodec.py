@@ -549,9 +549,10 @@ class MagnitudeAndDirection(nn.Module):
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         # Without values (meta), computing a norm would have no effect but to import torch's compiler, which takes 1 s.
-        norm = (
-            weight[:, :1, :1].clone() if weight.is_meta else torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
-        )
+        if weight.is_meta:
+            norm = weight.new_empty(len(weight), 1, 1)
+        else:
+            norm = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
         self.original0 = nn.Parameter(norm)
         self.original1 = nn.Parameter(weight)
 

@@ -35,9 +35,12 @@ class BatchFeature(UserDict[str, Any]):
             This batch.
 
         Raises:
-            TypeError: they are something else.
+            TypeError: the dtype is not a floating-point one.
+            RuntimeError: there is no such device.
         """
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype is {dtype}; fractions can only become another floating-point dtype")
         for name, value in self.data.items():
             if isinstance(value, torch.Tensor):
                 target = dtype if value.is_floating_point() else None

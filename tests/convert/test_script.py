@@ -41,7 +41,9 @@ def main(arguments: Sequence[str | Path]) -> int:
     return code
 
 
-def test_there_to_stereo_and_back(tmp_path: Path, audiocraft_folder: Path, text_encoder: Path) -> None:
+def test_there_to_stereo_and_back(
+    tmp_path: Path, audiocraft_folder: Path, text_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # The flags of the published command, with a folder in the place of a size.
     done = run(
         *("--checkpoint", audiocraft_folder, "--pytorch_dump_folder", "hub", "--safe_serialization"),
@@ -56,12 +58,9 @@ def test_there_to_stereo_and_back(tmp_path: Path, audiocraft_folder: Path, text_
     assert f"{numbers:,} parameters, 2 layers of width 24, 4 codebooks of 16 codes, mono" in done.stdout
     assert "read back and equal: 36 tensors of the language model" in done.stdout
 
-    done = run("to-stereo", "hub", "stereo", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "8 codebooks of 16 codes, stereo" in done.stdout
-
-    done = run("to-audiocraft", "hub", "back", "--text-encoder-name", "t5-base", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert main(["to-stereo", tmp_path / "hub", tmp_path / "stereo"]) == 0
+    assert "8 codebooks of 16 codes, stereo" in capsys.readouterr().out
+    assert main(["to-audiocraft", tmp_path / "hub", tmp_path / "back", "--text-encoder-name", "t5-base"]) == 0
     first = torch.load(audiocraft_folder / "state_dict.bin", weights_only=True)["best_state"]
     second = torch.load(tmp_path / "back" / "state_dict.bin", weights_only=True)["best_state"]
     assert first.keys() == second.keys()

@@ -330,6 +330,12 @@ def test_views_and_shared_memory_are_written_whole_and_once_a_name(tmp_path: Pat
     assert size < sum(value.nbytes for value in state.values()) + 1000
 
 
+def test_two_names_of_one_tensor(tmp_path: Path) -> None:
+    value = torch.arange(5.0)
+    save_weights({"x": value, "y": value}, tmp_path)
+    assert_same(opened(tmp_path), {"x": value, "y": value})
+
+
 def test_a_view_alone_does_not_bring_its_base(tmp_path: Path) -> None:
     base = torch.zeros(100_000)
     save_weights({"x": base[:11]}, tmp_path)

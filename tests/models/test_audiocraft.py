@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ASSETS
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -19,6 +19,8 @@ from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.convert.audiocraft import lm_to_hub
 from musicgen_train.models.delay_pattern import apply_delay, training_labels, undo_delay
 from musicgen_train.models.initialization import initialize_like_audiocraft
+
+ASSETS = Path(__file__).parents[1] / "assets"
 
 Fixture = dict[str, torch.Tensor]
 
@@ -186,7 +188,9 @@ def test_initialisation_has_audiocrafts_statistics() -> None:
             is_norm = ".norm" in key or "out_norm" in key
             scale = 1 if is_norm else 2
             few = tensor.numel() < 10_000
-            assert tensor.std().item() == pytest.approx(scale * expected["std"], rel=0.1 if few else 0.01, abs=1e-8), key
+            assert tensor.std().item() == pytest.approx(scale * expected["std"], rel=0.1 if few else 0.01, abs=1e-8), (
+                key
+            )
             assert tensor.abs().max().item() <= scale * expected["abs_max"] * 1.02, key
             checked += 1
     assert checked > len(recorded)

@@ -510,6 +510,9 @@ def test_a_refused_update_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"EncodecConfig.num_filters is -1"):
         config.update(initializer_factor=0.5, decoder={"dropout": 0.5}, audio_encoder={"num_filters": -1})
     assert config.to_dict() == before
+    with pytest.raises(ValueError, match=r"MusicgenConfig.initializer_factor is -0.5"):
+        config.update(decoder={"dropout": 0.5}, initializer_factor=-0.5)
+    assert config.to_dict() == before
 
 
 def test_fields_that_depend_on_each_other_may_be_assigned_one_by_one(tmp_path: Path) -> None:

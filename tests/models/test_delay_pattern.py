@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from musicgen_train.models.delay_pattern import (
     undo_delay,
 )
 
+ASSETS = Path(__file__).parents[1] / "assets"
 SPECIAL = 99
 
 shapes = st.tuples(st.integers(1, 3), st.sampled_from([(1, 1), (2, 1), (4, 1), (2, 2), (8, 2)]), st.integers(1, 16))

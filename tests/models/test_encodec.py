@@ -144,10 +144,6 @@ def test_codes_and_audio_equal_the_reference_at_any_length(name: str) -> None:
     with torch.no_grad():
         for length in LENGTHS:
             wave = audio(3, channels, length, seed=length)
-            if model.config.chunk_length is not None:
-                # Lengths the feature extractor would make, and ones within the first chunk.
-                length = length if length <= model.config.chunk_length else 2 * model.config.chunk_stride + 37
-                wave = audio(3, channels, length, seed=length)
             expected = reference.encode(wave)
             ours = model.encode(wave)
             assert torch.equal(ours.audio_codes, expected.audio_codes), length
@@ -206,7 +202,8 @@ def test_many_chunks_with_a_short_last_one() -> None:
     model = build(CONFIGS["24khz_chunks"])
     reference = build_reference(model)
     chunk, stride = model.config.chunk_length, model.config.chunk_stride
-    assert (chunk, stride) == (150, 135)
+    assert chunk == 150
+    assert stride == 135
     for length in (3 * stride + chunk, 4 * stride + 16, 2 * stride + 101):
         wave = audio(2, 1, length)
         with torch.no_grad():
@@ -285,7 +282,8 @@ def test_state_dict_of_the_published_shapes(name: str) -> None:
 def test_folders_go_both_ways(tmp_path: Path) -> None:
     model = build(MUSICGEN)
     model.save_pretrained(tmp_path / "ours")
-    reference, report = transformers.EncodecModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    loaded: Any = transformers.EncodecModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    reference, report = loaded
     assert not any(report.values()), report
     reference.save_pretrained(tmp_path / "theirs")
     again = EncodecModel.from_pretrained(tmp_path / "theirs")
@@ -309,10 +307,6 @@ def test_equal_to_audiocraft(path: Path, pad_mode: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     codebooks = sum(key.endswith(".embed") for key in state)
     size, width = state["quantizer.layers.0.codebook.embed"].shape
-    ratios = [
-        state[f"decoder.layers.{3 * i + 3}.conv.weight_g"].shape for i in range(4 if path == AUDIOCRAFT_SHARED else 3)
-    ]
-    assert len(ratios) in (3, 4)
     upsampling = [8, 5, 4, 4] if path == AUDIOCRAFT_SHARED else [5, 4, 2]
     settings = {
         "model_type": "encodec",
@@ -441,7 +435,7 @@ def test_memory_does_not_grow_with_length_beyond_that_of_audio_and_latents(monke
 
 def test_nearest_vector_by_brute_force() -> None:
     model = build(MUSICGEN)
-    codebook = model.quantizer.layers[1].codebook
+    codebook: Any = model.quantizer.layers[1].codebook
     latents = torch.randn(3, 7, 11)
     expected = (latents[:, :, None] - codebook.embed).pow(2).sum(-1).argmin(-1)
     assert torch.equal(codebook.nearest(latents), expected)
@@ -463,7 +457,7 @@ def test_fresh_models_code_audio_with_many_codes() -> None:
     model = EncodecModel(
         EncodecConfig(**{**MUSICGEN, "num_filters": 8, "codebook_size": 64, "target_bandwidths": [1.2]})
     )
-    codes = model.encode(audio(4, 1, 100 * HOP) * 0.3).audio_codes
+    codes = model.encode(torch.randn(4, 1, 100 * HOP) * 0.3).audio_codes
     assert codes.shape == (1, 4, 4, 100)
     assert all(len(codes[0, :, codebook].unique()) >= 12 for codebook in range(4))
 
@@ -613,7 +607,7 @@ def test_plain_weights_are_never_stale() -> None:
     wave = audio(2, 2, 211)
     model.encode(wave)
     with torch.no_grad():
-        model.encoder.layers[0].conv.weight.mul_(-1)
+        model.get_parameter("encoder.layers.0.conv.weight").mul_(-1)
         after, expected = model(wave).audio_values, same_weights(model)(wave).audio_values
     assert torch.equal(after, expected)
 

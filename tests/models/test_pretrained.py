@@ -44,6 +44,9 @@ class TinyConfig(PretrainedConfig):
 class Tiny(PretrainedModel[TinyConfig]):
     """Layers with and without the range of float16, buffers of every kind, and one tensor with two names."""
 
+    average: torch.Tensor
+    steps: torch.Tensor
+
     config_class: ClassVar[type[PretrainedConfig]] = TinyConfig
     tied_keys: ClassVar[dict[str, str]] = {"tied.weight": "first.weight", "old_name": "first.weight"}
     keep_in_float32: ClassVar[tuple[str, ...]] = ("wo",)
@@ -182,7 +185,7 @@ def test_sharded_and_back(saved: tuple[Path, Tiny]) -> None:
         "notes.txt",
     ]
     assert_same_state(Tiny.from_pretrained(folder), model)
-    model.save_pretrained(folder, max_shard_size=200)
+    model.save_pretrained(folder, max_shard_size=260)
     assert sum(path.name.startswith("model-") for path in folder.iterdir()) == 2
     assert_same_state(Tiny.from_pretrained(folder), model)
     model.save_pretrained(folder)
@@ -213,7 +216,7 @@ def test_a_state_dict_in_place_of_the_models_own(saved: tuple[Path, Tiny]) -> No
 def test_a_model_without_values_is_not_saved(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = Tiny(TinyConfig())
-    with pytest.raises(CheckpointError, match="cannot save tensors without values, on the meta device: first.weight"):
+    with pytest.raises(CheckpointError, match=r"tensors without values, on the meta device: frozen, average,"):
         model.save_pretrained(tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
@@ -295,6 +298,7 @@ def test_device(saved: tuple[Path, Tiny]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda(saved: tuple[Path, Tiny]) -> None:
     folder, model = saved
     loaded = Tiny.from_pretrained(folder, device="cuda", dtype="bfloat16")
@@ -355,9 +359,6 @@ def test_all_that_does_not_fit_is_one_error(saved: tuple[Path, Tiny]) -> None:
     with pytest.raises(CheckpointError) as caught:
         Tiny.from_pretrained(folder)
     assert str(caught.value) == (
-        f"{folder} does not fit Tiny (6 tensors): 2 missing: wo.bias, steps; 1 unexpected: extra.weight; 2 of another "
-        "shape: average is [8], the model's is [7], wo.weight is [4, 5], the model's is [5, 4]"
-    ) or str(caught.value) == (
         f"{folder} does not fit Tiny (6 tensors): 2 missing: steps, wo.bias; 1 unexpected: extra.weight; 2 of another "
         "shape: average is [8], the model's is [7], wo.weight is [4, 5], the model's is [5, 4]"
     )

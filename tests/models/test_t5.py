@@ -478,7 +478,7 @@ def test_buckets_that_cannot_be_are_refused(values: dict[str, int], message: str
 def test_a_masked_head_equals_one_whose_output_columns_are_zero(output_attentions: bool) -> None:
     torch.manual_seed(4)
     config = T5Config(vocab_size=53, d_model=20, d_kv=6, d_ff=44, num_layers=3, num_heads=2)
-    model = T5EncoderModel(config).eval()
+    model: Any = T5EncoderModel(config).eval()
     ids = torch.randint(0, 53, (2, 7))
     head_mask = torch.ones(3, 2)
     head_mask[1, 1] = 0

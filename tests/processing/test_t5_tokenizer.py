@@ -18,7 +18,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece_models import SENTINELS, t5_model, tokenizer_config, write_t5_tokenizer_folder
+from sentencepiece_models import SENTINELS, model_of, t5_model, tokenizer_config, write_t5_tokenizer_folder
 
 from musicgen_train.processing import sentencepiece_proto
 from musicgen_train.processing.precompiled_normalizer import PrecompiledNormalizer
@@ -109,11 +109,11 @@ def _case_folding_normaliser(folder: Path) -> None:
     write_t5_tokenizer_folder(folder, normalization="nmt_nfkc_cf")
 
 
-def _named_and_extra_tokens(folder: Path) -> None:
+def _more_tokens(folder: Path) -> None:
     folder.mkdir()
     (folder / "spiece.model").write_bytes(t5_model())
     eos = {"__type": "AddedToken", "content": "</s>", "lstrip": True, "rstrip": True, "single_word": False}
-    config = tokenizer_config(eos_token=eos, additional_special_tokens=["[x]", "<extra_id_3>"], cls_token="[cls]")
+    config = tokenizer_config(eos_token=eos, additional_special_tokens=["[x]", "<extra_id_3>"])
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -128,14 +128,6 @@ def _saved_by_us(folder: Path) -> None:
     T5Tokenizer.from_pretrained(source).save_pretrained(folder)
 
 
-def _saved_by_us_spiece_alone(folder: Path) -> None:
-    """The sentencepiece model that is rebuilt from a tokenizer.json."""
-    source = folder.with_name("five-for-us")
-    _saved_by_transformers_5(source)
-    T5Tokenizer.from_pretrained(source).save_pretrained(folder)
-    (folder / "tokenizer.json").unlink()
-
-
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "hub": _hub,
     "spiece alone": _spiece_alone,
@@ -145,10 +137,9 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "slow transformers 4": _saved_by_slow_transformers_4,
     "identity": _identity_normaliser,
     "case folding": _case_folding_normaliser,
-    "more tokens": _named_and_extra_tokens,
+    "more tokens": _more_tokens,
     "map alone": _map_alone,
     "ours": _saved_by_us,
-    "ours, spiece alone": _saved_by_us_spiece_alone,
 }
 
 
@@ -205,7 +196,7 @@ FRAGMENTS = [
     "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f44d\U0001f3fd", "\u2122\u0301", "\xa9\u200d\u2122\u0301",
     "\U0001f1e9\U0001f1ea", "5\ufe0f\u20e3", "\u65e5\u672c\u8a9e", "\u4e00\u4e01", "\u0e01\u0e33", "\u05d0\u05b8",
     "ba", "Beat\u00c5", "beat", "jazz", "a" * 13, "eaa" * 7, "bb" * 9, "80s", "120 bpm", "1.", " .", " !", "n't", " 's",
-    " ' ", "[style]", "[x]", "[cls]", "Z" * 40, "lofi-jazz/pop:(x);",
+    " ' ", "[style]", "[x]", "Z" * 40, "lofi-jazz/pop:(x);",
 ]  # fmt: skip
 
 TEXTS = st.lists(
@@ -262,9 +253,9 @@ def test_vocabulary_and_settings_are_the_references(layout: str, pairs: Callable
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("text", CASES, ids=lambda text: ascii(text)[:20])
-def test_ids_masks_tokens_and_text_are_the_references(text: str, layout: str, pairs: Callable[[str], Pair]) -> None:
-    _compare(text, pairs(layout))
+def test_ids_masks_tokens_and_text_are_the_references(layout: str, pairs: Callable[[str], Pair]) -> None:
+    for text in CASES:
+        _compare(text, pairs(layout))
 
 
 def _compare(text: str, pair: Pair) -> None:
@@ -278,16 +269,15 @@ def _compare(text: str, pair: Pair) -> None:
         assert ours.decode(ids, skip_special_tokens=skip) == reference.decode(ids, skip_special_tokens=skip)
 
 
-@pytest.mark.parametrize("layout", ["musicgen-small", "hub"])
 @given(text=TEXTS)
 @settings(max_examples=800, deadline=None, derandomize=True, database=None)
-def test_any_text_has_the_references_ids(layout: str, pairs: Callable[[str], Pair], text: str) -> None:
-    _compare(text, pairs(layout))
+def test_any_text_has_the_references_ids(pair: Pair, text: str) -> None:
+    _compare(text, pair)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("musicgen-small", "hub")])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "musicgen-small"])
 @given(text=TEXTS)
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 def test_any_text_has_the_references_ids_in_other_layouts(layout: str, pairs: Callable[[str], Pair], text: str) -> None:
     _compare(text, pairs(layout))
 
@@ -307,20 +297,13 @@ def test_random_strings_of_difficult_characters(pair: Pair, folders: Callable[[s
     assert ours(texts)["input_ids"] == reference(texts)["input_ids"]
 
 
-def _model(pieces: list[tuple[str, float, int]]) -> bytes:
-    special = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
-    return sentencepiece_proto.write_unigram_model(
-        special + pieces, b"", unk=(2, "<unk>"), eos=(1, "</s>"), pad=(0, "<pad>")
-    )
-
-
 @pytest.mark.parametrize(("last", "expected"), [(-5.0, [3, 4, 6, 1]), (-12.0, [3, 2, 5, 1])])
 def test_an_unknown_character_costs_what_it_costs_in_the_reference(
     last: float, expected: list[int], tmp_path: Path
 ) -> None:
     # The lowest score is -25, so an unknown x and "yz" have -36, "xy" and "z" have -25 + `last`.
-    pieces = [("\u2581", -1.0, 1), ("xy", -25.0, 1), ("yz", -1.0, 1), ("z", last, 1)]
-    (tmp_path / "spiece.model").write_bytes(_model(pieces))
+    pieces = [("\u2581", -1.0), ("xy", -25.0), ("yz", -1.0), ("z", last)]
+    (tmp_path / "spiece.model").write_bytes(model_of(pieces))
     assert transformers.T5Tokenizer.from_pretrained(tmp_path)("xyz")["input_ids"] == expected
     assert T5Tokenizer(tmp_path / "spiece.model")("xyz")["input_ids"] == expected
 
@@ -329,7 +312,7 @@ def test_ties_between_segmentations_are_settled_as_in_the_reference(tmp_path: Pa
     rng = random.Random(0)
     starts = ["\u2581", ""]
     texts = {rng.choice(starts) + "".join(rng.choices("eta", k=rng.randint(1, 4))) for _ in range(400)}
-    model = _model([(text, -3 - rng.random() * 8, 1) for text in sorted(texts)])
+    model = model_of([(text, -3 - rng.random() * 8) for text in sorted(texts)])
     (tmp_path / "spiece.model").write_bytes(model)
     words = ["".join(rng.choices("eta", k=rng.randint(2, 4))) * rng.randint(2, 60) for _ in range(600)]
     ours = T5Tokenizer(tmp_path / "spiece.model")(words)["input_ids"]
@@ -350,16 +333,21 @@ def test_a_batch_gives_what_its_texts_give(pair: Pair) -> None:
 # The character map
 
 
+CLUSTER_FORMS = [
+    "{}\u2122\u0301", "{}\u0301", "\u2122{}", "\u0915\u094d\u0915\u094d{}\u0301", "{}\u200d\u2122\u0301"
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("normalization", ["nmt_nfkc", "nmt_nfkc_cf"])
-@pytest.mark.parametrize(
-    "form", ["{}\u0301", "\u2122{}", "{}\u2122\u0301", "\u0915\u094d\u0915\u094d{}\u0301", "{}\u200d\u2122\u0301"]
-)
+@pytest.mark.parametrize("form", CLUSTER_FORMS)
 def test_every_character_in_clusters_normalises_as_in_tokenizers(form: str, normalization: str) -> None:
     charsmap = sentencepiece_proto.read_header(t5_model(normalization=normalization)).precompiled_charsmap
     ours, reference = PrecompiledNormalizer(charsmap), tokenizers.normalizers.Precompiled(charsmap)
     # Ideographs and Hangul syllables are many and much alike.
     codes = [*range(0x3400), *range(0x3400, 0xD800, 29), *range(0xE000, 0x20000), *range(0xE0000, 0xE1000)]
-    text = " ".join(form.format(chr(code)) for code in codes[:: 1 if normalization == "nmt_nfkc" else 7])
+    # All of them in one form; the other forms and the other map share the rules that decide.
+    step = 1 if (form, normalization) == (CLUSTER_FORMS[0], "nmt_nfkc") else 5
+    text = " ".join(form.format(chr(code)) for code in codes[::step])
     found, expected = ours(text), reference.normalize_str(text)
     # Words are compared for a readable message; pytest takes minutes for the difference of two long strings.
     for mine, theirs in zip(found.split(" "), expected.split(" "), strict=True):
@@ -378,12 +366,11 @@ def test_a_damaged_character_map_is_refused() -> None:
 BATCH = ["ba ro mi ka tu", "jazz", "", "beat </s> \u65e5 lofi chorus aa bb aa bb"]
 
 
-@pytest.mark.parametrize("text", [BATCH, "ba ro mi ka tu sy", ""], ids=["batch", "one", "empty"])
 @pytest.mark.parametrize("padding", [False, True, "longest", "max_length", "do_not_pad"])
 @pytest.mark.parametrize("truncation", [None, False, True, "longest_first", "only_first", "do_not_truncate"])
 @pytest.mark.filterwarnings("ignore:.*max_length")
 def test_padding_and_truncation_are_the_references(
-    text: str | list[str], padding: bool | str, truncation: bool | str | None, pair: Pair
+    padding: bool | str, truncation: bool | str | None, pair: Pair
 ) -> None:
     ours, reference = pair
     for options in (
@@ -395,10 +382,11 @@ def test_padding_and_truncation_are_the_references(
         {"max_length": 4, "add_special_tokens": False, "return_attention_mask": False},
         {"max_length": 4, "return_attention_mask": None},
     ):
-        found = ours(text, padding=padding, truncation=truncation, **options)
-        expected = reference(text, padding=padding, truncation=truncation, **options)
-        assert list(found) == list(expected), options
-        assert dict(found) == dict(expected), options
+        for text in (BATCH, "ba ro mi ka tu sy", ""):
+            found = ours(text, padding=padding, truncation=truncation, **options)
+            expected = reference(text, padding=padding, truncation=truncation, **options)
+            assert list(found) == list(expected), options
+            assert dict(found) == dict(expected), options
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -491,7 +479,7 @@ def test_pad_is_the_references(encoded: Any, pair: Pair) -> None:
 
 
 @given(ids=st.lists(st.integers(0, 503), max_size=12), skip=st.booleans(), clean=st.sampled_from([None, True, False]))
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @pytest.mark.parametrize("layout", ["musicgen-small", "slow transformers 4", "spiece alone"])
 def test_any_ids_decode_as_in_the_reference(
     layout: str, pairs: Callable[[str], Pair], ids: list[int], skip: bool, clean: bool | None
@@ -512,12 +500,10 @@ def test_decode_takes_what_the_reference_takes(ids: Any, pair: Pair) -> None:
     assert pair[0].decode(ids) == pair[1].decode(ids)
 
 
-@pytest.mark.parametrize("ids", ROWS, ids=str)
-def test_batch_decode_takes_what_the_reference_takes(ids: Any, pair: Pair) -> None:
-    assert pair[0].batch_decode(ids, skip_special_tokens=True) == pair[1].batch_decode(ids, skip_special_tokens=True)
-
-
-def test_an_empty_batch_decodes_to_no_text(ours: T5Tokenizer) -> None:
+def test_batch_decode_takes_what_the_reference_takes(pair: Pair) -> None:
+    ours, reference = pair
+    for ids in ROWS:
+        assert ours.batch_decode(ids, skip_special_tokens=True) == reference.batch_decode(ids, skip_special_tokens=True)
     assert ours.batch_decode([]) == []
 
 
@@ -569,12 +555,6 @@ def test_a_saved_tokenizer_comes_back_in_ours_and_in_transformers(
 ) -> None:
     ours, reference = pairs(layout)
     ours.save_pretrained(tmp_path / "saved")
-    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == [
-        "special_tokens_map.json",
-        "spiece.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
     texts = [*CASES, "".join(FRAGMENTS), " ".join(FRAGMENTS)]
     expected = reference(texts, padding=True)["input_ids"]
     assert T5Tokenizer.from_pretrained(tmp_path / "saved")(texts, padding=True)["input_ids"] == expected
@@ -589,33 +569,13 @@ def test_a_saved_tokenizer_comes_back_in_ours_and_in_transformers(
     assert [one.ids for one in raw.encode_batch(texts)] == expected
 
 
-def test_the_rebuilt_sentencepiece_file_is_the_original_one(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    T5Tokenizer.from_pretrained(folders("transformers 5")).save_pretrained(tmp_path / "saved")
-    rebuilt = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "saved" / "spiece.model"))
-    original = sentencepiece.SentencePieceProcessor(model_proto=t5_model())
-    size = original.get_piece_size()
-    assert rebuilt.get_piece_size() == size == 400
-    for index in range(size):
-        assert rebuilt.id_to_piece(index) == original.id_to_piece(index)
-        assert rebuilt.get_score(index) == original.get_score(index)
-        assert rebuilt.is_control(index) == original.is_control(index)
-        assert rebuilt.is_unknown(index) == original.is_unknown(index)
-    for name in ("unk_id", "eos_id", "pad_id", "bos_id"):
-        assert getattr(rebuilt, name)() == getattr(original, name)()
-    # sentencepiece reads the character map, too.
-    texts = ["\uff22a ro\u2003mi", "jazz \u212b \u4e00", "eaa" * 5]
-    assert [rebuilt.encode(text) for text in texts] == [original.encode(text) for text in texts]
-
-
-def test_a_user_defined_symbol_of_the_model_is_cut_out(tmp_path: Path) -> None:
-    model = _model([("<sep>", 0.0, 4), ("\u2581", -2.0, 1), ("a", -2.5, 1)])
-    assert sentencepiece_proto.read_header(model).user_defined == {"<sep>"}
-    (tmp_path / "spiece.model").write_bytes(model)
-    ours, reference = T5Tokenizer.from_pretrained(tmp_path), transformers.T5Tokenizer.from_pretrained(tmp_path)
-    ids = ours("a<sep>a <sep>b")["input_ids"]
-    assert ids == reference("a<sep>a <sep>b")["input_ids"] == [4, 5, 3, 4, 5, 3, 4, 2, 1]
-    for skip in (True, False):
-        assert ours.decode(ids, skip) == reference.decode(ids, skip)
+@pytest.mark.parametrize("layout", ["hub", "musicgen-small", "transformers 5"])
+def test_the_files_saved(layout: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    T5Tokenizer.from_pretrained(folders(layout)).save_pretrained(tmp_path / "saved")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    # A sentencepiece model goes on as it came; a folder without one needs none.
+    assert files.pop("spiece.model", None) == (None if layout == "transformers 5" else t5_model())
+    assert sorted(files) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 def test_construction_from_a_file(folders: Callable[[str], Path], pairs: Callable[[str], Pair]) -> None:
@@ -636,13 +596,14 @@ def test_it_pickles(ours: T5Tokenizer) -> None:
 
 
 def test_the_cache_of_words_stays_bounded(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musicgen_train.processing.t5_tokenizer._CACHED_WORDS", 10)
+    monkeypatch.setattr("musicgen_train.processing.unigram._CACHED_WORDS", 10)
     ours = T5Tokenizer.from_pretrained(folders("hub"))
     words = [f"{number}ba" for number in range(100)]
     assert ours(words)["input_ids"] == ours(words)["input_ids"]
     ours("a" * 1000)
-    assert 0 < len(ours._words) <= 10
-    assert max(map(len, ours._words)) < 100
+    cache = ours._model._cache
+    assert 0 < len(cache) <= 10
+    assert max(map(len, cache)) < 100
 
 
 # Errors

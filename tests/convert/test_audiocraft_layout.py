@@ -410,7 +410,7 @@ def test_configs_that_audiocraft_cannot_represent() -> None:
     decoder = MusicgenDecoderConfig(activation_function="silu", hidden_size=56, num_attention_heads=4, ffn_dim=61)
     # audiocraft has int(61 / 56 * 56), which is 60.
     with pytest.raises(
-        ValueError, match="activation_function is 'silu'.*; ffn_dim 61 is no multiple of hidden_size 56"
+        ValueError, match=r"activation_function is 'silu'.*; ffn_dim 61 is no multiple of hidden_size 56"
     ):
         lm_settings_from(decoder, text_encoder="t5-base", sampling_rate=32_000)
     codec = EncodecConfig(chunk_length_s=1.0, normalize=True, target_bandwidths=[3.0])
@@ -424,8 +424,8 @@ def test_configs_that_audiocraft_cannot_represent() -> None:
         codec_settings_from(codec)
 
 
-@pytest.mark.parametrize("codebooks", [1, 3, 4, 9, 32])
-@pytest.mark.parametrize(("sampling_rate", "size"), [(32_000, 2048), (24_000, 1024), (16_000, 400), (44_100, 1000)])
+@pytest.mark.parametrize("codebooks", [1, 4, 7, 32])
+@pytest.mark.parametrize(("sampling_rate", "size"), [(32_000, 2048), (24_000, 1024), (16_000, 400), (8_320, 2048)])
 def test_the_bandwidth_pays_for_the_codebooks(codebooks: int, sampling_rate: int, size: int) -> None:
     state = {key: meta(shape) for key, shape, _, _ in KEY_MAP["encodec_32khz"] if not key.startswith("quantizer")}
     for index in range(codebooks):

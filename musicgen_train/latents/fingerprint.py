@@ -1,0 +1,33 @@
+"""Fingerprints of frozen encoders, so that a dataset is never used with others than made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from musicgen_train.models.config import EncodecConfig, T5Config
+from musicgen_train.models.pretrained import PretrainedModel
+
+
+def fingerprint(model: PretrainedModel[Any]) -> str:
+    """SHA-256, hex, over what decides an encoder's output: its config's fields, and its tensors by name in float32.
+
+    The same for a model however its folder spells it, whatever dtype and device it was loaded to as long as the values
+    are the same, and whichever transformers version wrote its config.
+    """
+    digest = hashlib.sha256()
+    config: T5Config | EncodecConfig = model.config
+    fields = {name: getattr(config, name) for name in sorted(config.field_names())}
+    digest.update(json.dumps([config.model_type, fields], sort_keys=True).encode())
+    state = model.state_dict()
+    for name in sorted(state):
+        if name in model.tied_keys:
+            continue
+        value = state[name].detach().to("cpu")
+        value = value.to(torch.float32) if value.is_floating_point() else value
+        digest.update(f"{name}{list(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

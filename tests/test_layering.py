@@ -1,0 +1,100 @@
+"""What may import what: the packages form layers, and the outer world stays out of the inner ones."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "musicgen_train"
+
+# Package to what of musicgen_train its files may import: packages or modules.
+LAYERS = {
+    "hub": {"hub"},
+    "models": {"hub", "models"},
+    "processing": {"hub", "processing", "models.config"},
+    "convert": {"convert", "hub", "models", "processing"},
+}
+FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
+ALLOWED_FOREIGN = {"convert": {"omegaconf"}}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+
+FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
+
+
+def imports_of(source: str, package: str) -> set[str]:
+    """All modules that a source imports, at the top or within functions, as absolute names.
+
+    `from a import b` counts as `a.b`, since b may be a module.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def imports_of_file(path: Path) -> set[str]:
+    package = ".".join(["musicgen_train", *path.relative_to(ROOT).parts[:-1]])
+    return imports_of(path.read_text(encoding="utf-8"), package)
+
+
+def is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def test_how_imports_are_read() -> None:
+    source = (
+        "import os.path, json as j\n"
+        "from a.b import c, d\n"
+        "from . import sibling\n"
+        "from ..hub.folder import read_json\n"
+        "def f():\n    import late\n"
+    )
+    assert imports_of(source, "musicgen_train.models") == {
+        "os.path",
+        "json",
+        "a.b.c",
+        "a.b.d",
+        "musicgen_train.models.sibling",
+        "musicgen_train.hub.folder.read_json",
+        "late",
+    }
+
+
+def test_all_packages_are_looked_at() -> None:
+    found = {path.relative_to(ROOT).parts[0] for path in FILES}
+    assert found == set(LAYERS)
+    assert ROOT / "models" / "config.py" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_from_its_layer_and_those_below(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    imports = imports_of_file(path)
+    ours = {name.removeprefix("musicgen_train.") for name in imports if is_within(name, "musicgen_train")}
+    above = {name for name in ours if not any(is_within(name, layer) for layer in LAYERS[package])}
+    assert not above, f"{package} may import {sorted(LAYERS[package])}"
+    foreign = {name.partition(".")[0] for name in imports} & FOREIGN - ALLOWED_FOREIGN.get(package, set())
+    assert not foreign
+
+
+def test_no_module_is_a_drawer() -> None:
+    names = {path.stem for path in ROOT.rglob("*.py")} | {path.name for path in ROOT.rglob("*") if path.is_dir()}
+    assert not names & DRAWERS
+    assert not [name for name in names if name.endswith(("_utils", "_helpers", "_common"))]
+
+
+def test_importing_the_package_stays_cheap() -> None:
+    # torchaudio and the hub's client are imported by the functions that need them.
+    slow = [*sorted(FOREIGN), "huggingface_hub", "torchaudio", "soundfile", "torch._dynamo", "sympy"]
+    code = f"import sys, musicgen_train; print([name for name in {slow!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+    assert output.stdout.strip() == "[]"
