@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,8 @@ from musicgen_train.models.config import MusicgenDecoderConfig, PretrainedConfig
 # What the released models were trained on, 30 s at 50 frames/s.
 TRAINED_FRAMES = 1500
 
-# Settings of other models' generation configs that would change the result, with the values that do not.
+# Settings of other models' generation configs that would change the result or what comes with it, with the values that
+# do not.
 _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
@@ -37,6 +39,11 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "stop_strings": (None,),
     "prompt_lookup_num_tokens": (None,),
     "watermarking_config": (None,),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "output_logits": (None, False),
+    "output_scores": (None, False),
+    "use_cache": (None, True),
 }
 
 
@@ -146,9 +153,10 @@ class GenerationConfig(PretrainedConfig):
         for name, harmless in _NOT_SUPPORTED.items():
             if self.extra.get(name) not in harmless:
                 raise ValueError(
-                    f"{name}={self.extra[name]!r} is not supported: MusicGen is generated greedily or by sampling with "
-                    f"temperature, top_k, top_p and guidance_scale; set {name} to {harmless[-1]!r}"
+                    f"{name}={self.extra[name]!r} is not supported: MusicGen is generated with a cache, greedily or by "
+                    f"sampling with temperature, top_k, top_p and guidance_scale; set {name} to {harmless[-1]!r}"
                 )
 
-    def _refuse_unknown(self, values: Any, allowed: Any) -> None:
-        super()._refuse_unknown(values, allowed=frozenset(allowed) | _NOT_SUPPORTED.keys() | {"use_cache"})
+    def _refuse_unknown(self, values: Mapping[str, Any], allowed: Any) -> None:
+        # A request may name our fields, and what `_require_supported` answers; a file may hold anything.
+        super()._refuse_unknown(values, allowed=frozenset(_NOT_SUPPORTED))

@@ -57,7 +57,7 @@ def t5_model(vocab_size: int = 400, normalization: str = "nmt_nfkc") -> bytes:
 
 def model_of(pieces: list[tuple[str, float]]) -> bytes:
     """A serialised Unigram model of `<pad>` 0, `</s>` 1, `<unk>` 2 and then `pieces`, without any normalisation."""
-    model = sentencepiece_model_pb2.ModelProto()
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     kind = model.SentencePiece
     for text, score, of in (("<pad>", 0.0, kind.CONTROL), ("</s>", 0.0, kind.CONTROL), ("<unk>", 0.0, kind.UNKNOWN)):
         model.pieces.add(piece=text, score=score, type=of)
@@ -66,7 +66,8 @@ def model_of(pieces: list[tuple[str, float]]) -> bytes:
     for name, index in (("pad_id", 0), ("eos_id", 1), ("unk_id", 2), ("bos_id", -1)):
         setattr(model.trainer_spec, name, index)
     model.normalizer_spec.name = "identity"
-    return model.SerializeToString()
+    written: bytes = model.SerializeToString()
+    return written
 
 
 def tokenizer_config(**changes: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,14 +269,14 @@ def _compare(text: str, pair: Pair) -> None:
 
 
 @given(text=TEXTS)
-@settings(max_examples=800, deadline=None, derandomize=True, database=None)
+@settings(max_examples=600, deadline=None, derandomize=True, database=None)
 def test_any_text_has_the_references_ids(pair: Pair, text: str) -> None:
     _compare(text, pair)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "musicgen-small"])
 @given(text=TEXTS)
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 def test_any_text_has_the_references_ids_in_other_layouts(layout: str, pairs: Callable[[str], Pair], text: str) -> None:
     _compare(text, pairs(layout))
 
@@ -293,7 +292,7 @@ def test_random_strings_of_difficult_characters(pair: Pair, folders: Callable[[s
         range(0x600, 0x620), range(0x2000, 0x2070),
         range(0xFF00, 0xFF70), range(0x1F3F0, 0x1F410), [0x20, 0x200D, 0xFE0F, 0x2581, 0xD],
     ]  # fmt: skip
-    texts = ["".join(chr(rng.choice(rng.choice(pools))) for _ in range(rng.randint(1, 14))) for _ in range(6000)]
+    texts = ["".join(chr(rng.choice(rng.choice(pools))) for _ in range(rng.randint(1, 14))) for _ in range(4000)]
     assert ours(texts)["input_ids"] == reference(texts)["input_ids"]
 
 
@@ -391,7 +390,7 @@ def test_padding_and_truncation_are_the_references(
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sides_are_the_references(side: str, folders: Callable[[str], Path]) -> None:
-    options = {"padding_side": side, "truncation_side": side, "model_max_length": 6}
+    options: dict[str, Any] = {"padding_side": side, "truncation_side": side, "model_max_length": 6}
     folder = folders("musicgen-small")
     ours = T5Tokenizer.from_pretrained(folder, **options)
     reference = transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -405,7 +404,7 @@ def test_sides_are_the_references(side: str, folders: Callable[[str], Path]) -> 
 @pytest.mark.parametrize("text", [BATCH, "ba ro mi", "", ["", ""]], ids=["batch", "one", "empty", "empties"])
 @pytest.mark.parametrize("add_special_tokens", [True, False])
 def test_tensors_are_the_references(text: str | list[str], add_special_tokens: bool, kind: str, pair: Pair) -> None:
-    options = {"padding": True, "return_tensors": kind, "add_special_tokens": add_special_tokens}
+    options: dict[str, Any] = {"padding": True, "return_tensors": kind, "add_special_tokens": add_special_tokens}
     found, expected = pair[0](text, **options), pair[1](text, **options)
     assert list(found) == list(expected)
     for name in expected:
@@ -479,20 +478,20 @@ def test_pad_is_the_references(encoded: Any, pair: Pair) -> None:
 
 
 @given(ids=st.lists(st.integers(0, 503), max_size=12), skip=st.booleans(), clean=st.sampled_from([None, True, False]))
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @pytest.mark.parametrize("layout", ["musicgen-small", "slow transformers 4", "spiece alone"])
 def test_any_ids_decode_as_in_the_reference(
     layout: str, pairs: Callable[[str], Pair], ids: list[int], skip: bool, clean: bool | None
 ) -> None:
     ours, reference = pairs(layout)
-    options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+    options: dict[str, Any] = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
     assert ours.decode(ids, **options) == reference.decode(ids, **options)
     assert ours.convert_ids_to_tokens(ids, skip_special_tokens=skip) == reference.convert_ids_to_tokens(
         ids, skip_special_tokens=skip
     )
 
 
-ROWS = [[5, 6, 1], [[5, 6], [7]], np.array([5, 6]), torch.tensor([[5, 6], [7, 1]]), (5, 6), [[5], []]]
+ROWS: list[Any] = [[5, 6, 1], [[5, 6], [7]], np.array([5, 6]), torch.tensor([[5, 6], [7, 1]]), (5, 6), [[5], []]]
 
 
 @pytest.mark.parametrize("ids", [*ROWS, 5, [], torch.tensor(5)], ids=str)
@@ -529,24 +528,6 @@ def test_sentinels(ours: T5Tokenizer) -> None:
 
 
 # Construction, loading and saving
-
-
-def test_the_processor_of_a_musicgen_folder_has_this_tokenizer(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = tmp_path / "musicgen"
-    shutil.copytree(folders("musicgen-small"), folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "musicgen"}))
-    transformers.EncodecFeatureExtractor(sampling_rate=32000).save_pretrained(folder)
-    config = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "preprocessor_config.json").write_text(json.dumps(config | {"processor_class": "MusicgenProcessor"}))
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    ours = T5Tokenizer.from_pretrained(folder)
-    found = ours(CASES, padding=True, return_tensors="pt")
-    expected = processor(text=CASES, padding=True, return_tensors="pt")
-    assert torch.equal(found["input_ids"], expected["input_ids"])
-    assert torch.equal(found["attention_mask"], expected["attention_mask"])
-    processor.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved" / "spiece.model").exists()
-    assert T5Tokenizer.from_pretrained(tmp_path / "saved")(CASES)["input_ids"] == ours(CASES)["input_ids"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -680,8 +661,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_wrong_files_are_refused(tmp_path: Path, folders: Callable[[str], Path]) -> None:
     spiece, tokenizer = tmp_path / "spiece.model", tmp_path / "tokenizer.json"
-    for content in (b"", b"no model", t5_model()[:-100]):
-        spiece.write_bytes(content)
+    for damaged in (b"", b"no model", t5_model()[:-100]):
+        spiece.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"spiece\.model is no sentencepiece model"):
             T5Tokenizer(spiece)
     for content, message in (
