@@ -15,7 +15,7 @@ from torch import nn
 
 from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder, write_json
 from musicgen_train.hub.weights import open_weights
-from musicgen_train.models.config import AutoConfig, MusicgenConfig
+from musicgen_train.models.config import MusicgenConfig
 from musicgen_train.models.decoder import MusicgenForCausalLM, PastKeysValues, shift_labels
 from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation import StoppingCriterion, Streamer, generate_codes
@@ -33,6 +33,8 @@ from musicgen_train.models.t5 import T5EncoderModel
 
 EncoderOutputs = BaseModelOutput | Sequence[torch.Tensor]
 Scales = list[torch.Tensor | None]
+
+_HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
 class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
@@ -126,7 +128,10 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         )
         model = cls(text_encoder=text_encoder, audio_encoder=audio_encoder, decoder=decoder)
         if decoder_model is None and decoder_pretrained_model_name_or_path is not None:
-            model._take_projection(decoder_pretrained_model_name_or_path)
+            options = {
+                name: value for name, value in {**shared, **prefixed["decoder_"]}.items() if name in _HUB_OPTIONS
+            }
+            model._take_projection(PretrainedFolder(decoder_pretrained_model_name_or_path, **options))
         if model.enc_to_dec_proj is not None:
             model.enc_to_dec_proj.to(device=decoder.device, dtype=decoder.dtype)
         return model.eval()
@@ -423,16 +428,15 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
                 f"{codec.num_quantizers}"
             )
 
-    def _take_projection(self, decoder_source: str | os.PathLike[str]) -> None:
+    def _take_projection(self, decoder_folder: PretrainedFolder) -> None:
         """Copy the projection of the composite that the decoder was read from, where it has one of this shape."""
-        folder = PretrainedFolder(decoder_source)
-        if self.enc_to_dec_proj is None or not isinstance(AutoConfig.from_pretrained(decoder_source), MusicgenConfig):
+        if self.enc_to_dec_proj is None:
             return
-        weights = open_weights(folder)
-        names = {"weight": "enc_to_dec_proj.weight", "bias": "enc_to_dec_proj.bias"}
-        shapes = {name: tuple(value.shape) for name, value in self.enc_to_dec_proj.state_dict().items()}
-        if all(key in weights.keys() and weights.shape(key) == shapes[name] for name, key in names.items()):
-            self.enc_to_dec_proj.load_state_dict({name: weights.tensor(key) for name, key in names.items()})
+        weights = open_weights(decoder_folder)
+        own = self.enc_to_dec_proj.state_dict()
+        keys = {name: f"enc_to_dec_proj.{name}" for name in own}
+        if set(keys.values()) <= set(weights) and all(weights.shape(keys[n]) == tuple(own[n].shape) for n in own):
+            self.enc_to_dec_proj.load_state_dict({name: weights.tensor(key) for name, key in keys.items()})
 
     def _read_companions(self, folder: PretrainedFolder) -> None:
         self.generation_config = GenerationConfig.from_folder(folder, self.config.decoder)
