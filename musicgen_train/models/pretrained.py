@@ -96,9 +96,10 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
     ) -> Self:
         """Read a model from a local folder or hub id; from a composite's folder, the part this class stands for.
 
-        The model is built without memory, then takes its tensors from the (memory-mapped) files one by one, so peak
-        memory is little more than the model itself; on the CPU, in the files' dtype, it is next to none until weights
-        are used. The model is in eval mode, its parameters trainable; training leaves the files as they are.
+        The model is built without memory, then takes its tensors from the memory-mapped files. On the CPU, in the dtype
+        of the files, that costs next to nothing until the weights are used; otherwise memory holds the model and, while
+        it loads, pages of the files that the system may take back at any time. The model is in eval mode and its
+        parameters are trainable; training leaves the files as they are.
 
         Args:
             name_or_path: a folder in the hub's layout, or a hub id such as `facebook/musicgen-small`.

@@ -28,7 +28,7 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP_NAME = "special_tokens_map.json"
 
 DEFAULT_EXTRA_IDS = 100
-DEFAULT_NAMED_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_DEFAULT_NAMED_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def read_folder(folder: PretrainedFolder, overrides: Mapping[str, Any]) -> Token
         by_id = sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0]))
         vocabulary = dataclasses.replace(vocabulary, added=[_added_token(value) for _, value in by_id])
 
-    named = {name: _added_token(config.get(name) or text) for name, text in DEFAULT_NAMED_TOKENS.items()}
+    named = {name: _added_token(config.get(name) or text) for name, text in _DEFAULT_NAMED_TOKENS.items()}
     if listed and "additional_special_tokens" not in overrides:
         # A configuration lists all special tokens there are, so that no sentinels are missing.
         additional = [_added_token(value) for value in listed]

@@ -215,6 +215,7 @@ CASES = [
     "a\xa0b\u2003c\u3000d\u200be\ufefff\u2028g\x85h\x1ci",
     "a</s>b <pad> c<unk><unk> <extra_id_0>d <extra_id_99> <extra_id_100>",
     "</s></s>",
+    "a <extra_id_0>  <extra_id_1> <extra_id_2>  b",
     "\uff1cpad\uff1e \uff1cunk\uff1ex\uff1cunk\uff1e \uff1cextra_id_5\uff1e",
     "\u2581a\u2581\u2581b \u2581 \u2581",
     "\u65e5\u672c\u8a9ebeat\u4e00\u4e01\u4e02 \U0001f600\U0001f600 \U0001f600",

@@ -1,0 +1,1 @@
+"""Audio files and pictures of sound; nothing here knows models."""
