@@ -369,6 +369,17 @@ def test_dropout_and_layerdrop_act_in_training_only() -> None:
     assert torch.equal(model.eval()(ids).logits, model(ids).logits)
 
 
+def test_dropout_falls_where_the_references_does(tmp_path: Path) -> None:
+    """The same seed drops the same values only if every dropout has its place, its probability and its order."""
+    reference = tiny.reference_decoder(dropout=0.3, activation_dropout=0.2)
+    ours = tiny.ours_from(reference, tmp_path)
+    logits = []
+    for model in (reference.train(), ours.train()):
+        torch.manual_seed(9)
+        logits.append(model(**inputs_for(ours), use_cache=False).logits)
+    assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+
+
 def test_every_layer_dropped_leaves_embeddings_and_norm() -> None:
     model = _fresh_model(layerdrop=1.0).train()
     ids = delayed_ids(model)
