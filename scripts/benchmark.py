@@ -7,7 +7,8 @@
 How it is measured: random weights and inputs are written to a temporary folder; one process per library loads them;
 and the two run each case in turn (A B A B ...), so that what else the machine does hits both alike. Every case is
 loaded and run once before, and what it computed is compared: the exit code is 1 where the two differ. Then it is loaded
-again, warmed up, and timed. The ratio is the median of those of neighbouring runs; above 1, this package is faster.
+again, warmed up, and timed; both processes then hold their models, so memory must do for two. The ratio is the median
+of those of neighbouring runs; above 1, this package is faster.
 
 Peak memory is what the process (on a GPU: its tensors) grew by at the highest, weights included, from before the model
 was loaded. The share of the roofline compares the work that the mathematics asks for with what this machine does
@@ -104,6 +105,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
+    for path in filter(None, (options.json, options.markdown)):
+        if not path.absolute().parent.is_dir():  # said now, not after the measurement
+            parser.error(f"there is no folder {path.parent} to write {path.name} into")
     least = SIZES[options.size].decoder["num_codebooks"]
     if options.new_tokens is not None and options.new_tokens < least:
         parser.error(f"--new-tokens {options.new_tokens}: the delay of {least} codebooks needs {least} at least")
@@ -719,7 +723,9 @@ def save(model: Any, folder: Path, **inputs: torch.Tensor) -> None:
 def spread_weights(model: nn.Module) -> None:
     """Random weights that give logits of about 1 and norms off identity, so that an error anywhere shows."""
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
+        if "embed_tokens" in name:
+            parameter.normal_()  # as large as the positions, which would drown the codes out
+        elif parameter.dim() > 1:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
         else:
             parameter.add_(torch.randn_like(parameter), alpha=0.2 if "norm" in name else 0.02)
@@ -782,10 +788,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # closes stdin, at which the worker ends
 
 
 # The measurement: the worker's part
@@ -796,6 +799,7 @@ def serve(side: str, root: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not come between
     session = Session(side, root)
+    gc.freeze()  # collecting garbage need not look through the imported modules each time
     actions: dict[str, Callable[..., float | None]] = {
         action.__name__: action
         for action in (session.open, session.run, session.save_results, session.peak_bytes, session.close)
@@ -815,6 +819,8 @@ class Session:
         # float32 is to mean the same everywhere; by default cuDNN alone may round to TF32.
         torch.backends.cudnn.allow_tf32 = False
         self.side = cast(Side, importlib.import_module(side))
+        for name in ("MusicgenForConditionalGeneration", "EncodecModel", "T5EncoderModel"):
+            getattr(self.side, name)  # transformers imports a model's module when it is first asked for
         self.task: Task | None = None
         self.memory = PeakMemory(self.plan.device)
 
@@ -857,6 +863,8 @@ class PeakMemory:
     def __init__(self, device: str) -> None:
         self.device = device
         self._start: int | None = None
+        if device == "cuda":
+            torch.cuda.init()  # else there are no statistics to reset
 
     def restart(self) -> None:
         """Count from now on; first give back what is no longer used."""
@@ -937,10 +945,10 @@ def measure_roofline(plan: Plan) -> Roofline:
     return Roofline(flops_per_s=2 * side**3 / product_s, bytes_per_s=2 * block / copy_s)
 
 
-def fastest(action: Callable[[], object], device: str, runs: int = 7) -> float:
-    """Seconds of the fastest of some runs, after one that does not count."""
-    times = []
-    for _ in range(runs + 1):
+def fastest(action: Callable[[], object], device: str, least_s: float = 0.5) -> float:
+    """Seconds of the fastest of three runs or more, for half a second, after one that does not count."""
+    times: list[float] = []
+    while len(times) < 4 or sum(times) < least_s:
         synchronize(device)
         begin = time.perf_counter()
         action()
@@ -1178,10 +1186,9 @@ def _three_digits(value: float) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mono": {},
     "stereo": {"feature_size": 2},
     "musicgen": {"sampling_rate": 32_000, "padding_side": "left"},
-    "left_stereo": {"feature_size": 2, "padding_side": "left", "padding_value": -0.5},
+    "left_stereo": {"feature_size": 2, "padding_side": "left", "padding_value": 2.0},
     "chunks": CHUNKS,
     "chunks_stereo_left": {**CHUNKS, "feature_size": 2, "padding_side": "left"},
     "chunks_without_overlap": {"sampling_rate": 8000, "chunk_length_s": 0.001},

@@ -1,0 +1,248 @@
+"""`scripts/benchmark.py`: a run as people start it, at sizes of next to nothing, and what its figures are made of."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+# All but the row of imports, which would take most of the time here.
+CASES = ["forward", "train", "generate-1", "generate-8", "encode", "decode", "text", "load"]
+TINY = ("--size", "test", "--device", "cpu", "--threads", "1", "--repeats", "2")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules["benchmark_script"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["benchmark_script"]
+
+
+def test_run_from_the_command_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *TINY, "--only", *CASES, "--json", "out.json", "--markdown", "out.md"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.md").read_text() == done.stdout
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(CASES)
+    assert {line.count("|") for line in table} == {9}
+    assert "DIFFERENT" not in done.stdout
+
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["equal"] is True
+    assert [row["case"] for row in report["rows"]] == CASES
+    for row in report["rows"]:
+        assert row["equal"] is True
+        for side in ("musicgen_train", "transformers"):
+            assert len(row[side]["seconds"]) == 2
+            assert all(math.isfinite(seconds) and seconds > 0 for seconds in row[side]["seconds"])
+            assert row[side]["rate"] is None or row[side]["rate"] > 0
+        assert math.isfinite(row["ratio"])
+        assert row["ratio"] > 0
+    counted = {row["case"]: row["roofline_share"] for row in report["rows"] if row["roofline_share"] is not None}
+    assert set(counted) == {"forward", "train", "generate-1", "generate-8"}
+    assert all(0 < share < 1 for share in counted.values())
+    # 9 steps give 6 frames of 4 codebooks, for 1 and for 8 rows: so many codes were compared.
+    remarks = {row["case"]: row["remark"] for row in report["rows"]}
+    assert remarks["generate-1"].startswith("24 codes identical")
+    assert remarks["generate-8"].startswith("192 codes identical")
+    assert remarks["train"].startswith("gradient norm ")
+    assert {"date", "command", "machine", "versions", "decoder"} <= report["environment"].keys()
+
+
+def test_both_sides_in_half_precision(benchmark: ModuleType, tmp_path: Path) -> None:
+    plan = benchmark.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
+    benchmark.write_models(plan, tmp_path)
+    sessions = [benchmark.Session(side, tmp_path) for side in (benchmark.OURS, benchmark.THEIRS)]
+    for case in ("forward", "train", "generate-1", "encode", "text"):
+        ours, theirs = (results_of(session, case, tmp_path) for session in sessions)
+        dtype = benchmark.TASKS[case].precision(plan)
+        assert dtype == (torch.float32 if case == "encode" else torch.bfloat16)
+        agreement = benchmark.compare(ours, theirs, dtype)
+        assert agreement.holds, f"{case}: {agreement.text}"
+        if case == "forward":
+            assert ours["logits"].dtype == torch.bfloat16
+
+
+def results_of(session: Any, case: str, folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    session.open(case)
+    assert session.run() > 0
+    session.save_results(str(folder / "results.safetensors"))
+    session.close()
+    return load_file(folder / "results.safetensors")
+
+
+def test_other_results_are_told_and_fail_the_run(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_other_results(plan: Any, cases: Any) -> Any:
+        side = benchmark.Measurement([1.0], None)
+        agreement = benchmark.compare({"loss": torch.tensor(2.0)}, {"loss": torch.tensor(2.1)}, torch.float32)
+        yield benchmark.Row("train", "train step", side, side, agreement)
+
+    monkeypatch.setattr(benchmark, "measure_tasks", with_other_results)
+    monkeypatch.setattr(benchmark, "measure_roofline", lambda plan: benchmark.Roofline(1e9, 1e9))
+    assert benchmark.main([*TINY, "--only", "train"]) == 1
+    assert "| loss 5e-02 **DIFFERENT** |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "dtype", "holds"),
+    [
+        ([1.0, -4.0], [1.0, -4.00001], torch.float32, True),
+        ([1.0, -4.0], [1.0, -4.0001], torch.float32, False),
+        ([1.0, -4.0], [1.0, -4.1], torch.bfloat16, True),
+        ([1.0, -4.0], [1.0, -5.0], torch.bfloat16, False),
+        ([1.0, math.nan], [1.0, math.nan], torch.float32, False),
+        ([1.0, math.inf], [1.0, math.inf], torch.float32, False),
+        ([0.0, 0.0], [0.0, 0.0], torch.float32, False),
+        ([1.0, 2.0, 3.0], [1.0, 2.0], torch.float32, False),
+        ([7, 8], [7, 8], torch.float32, True),
+        ([7, 8], [7, 9], torch.float32, False),
+        ([7, 8], [7, 9], torch.bfloat16, True),
+    ],
+)
+def test_comparison(
+    benchmark: ModuleType, ours: list[float], theirs: list[float], dtype: torch.dtype, holds: bool
+) -> None:
+    agreement = benchmark.compare({"x": torch.tensor(ours)}, {"x": torch.tensor(theirs)}, dtype)
+    assert agreement.holds is holds
+
+
+def test_comparison_needs_the_same_names(benchmark: ModuleType) -> None:
+    value = torch.ones(3)
+    assert not benchmark.compare({"a": value}, {"a": value, "b": value}, torch.float32).holds
+
+
+def test_ratio_is_the_median_over_neighbouring_runs(benchmark: ModuleType) -> None:
+    # Pair by pair 4, 1.5 and 2: their median is 2, while that of the medians (2 and 6) would be 3.
+    ours, theirs = benchmark.Measurement([2.0, 4.0, 1.0], None), benchmark.Measurement([8.0, 6.0, 2.0], None)
+    assert benchmark.Row("x", "x", ours, theirs).ratio == 2.0
+    assert str(ours) == "2.00 s (1.00-4.00)"
+    assert str(benchmark.Measurement([0.25, 0.125], None)) == "187.5 ms (125.0-250.0)"
+
+
+def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType) -> None:
+    plan = benchmark.Plan.of(benchmark.parse(list(TINY)))
+    width, layers, codebooks = 48, 2, 4
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder)).eval()
+    ids = torch.zeros(plan.batch * codebooks, plan.frames, dtype=torch.long)
+    text = torch.ones(plan.batch, plan.size.text_length, width)
+    # The plain backend, whose two products torch counts.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(ids, encoder_hidden_states=text, use_cache=False)
+    steps = plan.frames
+    masked = plan.batch * layers * 2 * (2 * width) * (steps * (steps - 1) // 2)  # torch counts what causality hides
+    assert benchmark.forward_flops(plan) == counter.get_total_flops() - masked
+    assert benchmark.TASKS["train"].work(plan).flops == 3 * benchmark.forward_flops(plan)
+
+
+def test_weights_read_in_a_step_of_generation(benchmark: ModuleType) -> None:
+    plan = benchmark.Plan.of(benchmark.parse(list(TINY)))
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder))
+    read = [
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "embed_tokens" not in name and "encoder_attn.k_proj" not in name and "encoder_attn.v_proj" not in name
+    ]
+    assert benchmark.weights_read_per_step(plan) == sum(read)
+
+
+def test_share_of_the_roofline(benchmark: ModuleType) -> None:
+    roofline = benchmark.Roofline(flops_per_s=100.0, bytes_per_s=10.0)
+    assert roofline.share(benchmark.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
+    assert roofline.share(benchmark.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
+    assert roofline.share(benchmark.Work(1, "tokens/s"), seconds=2.0) is None
+    assert roofline.share(None, seconds=2.0) is None
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+def test_peak_memory_sees_what_was_freed_again(benchmark: ModuleType) -> None:
+    memory = benchmark.PeakMemory("cpu")
+    held_before = torch.ones(2**23)  # 32 MB, no part of the growth
+    memory.restart()
+    torch.ones(2**24).sum()  # 64 MB
+    growth = memory.growth()
+    # The kernel counts in steps of some pages for each processor.
+    assert abs(growth - 2**26) < 2**23
+    memory.restart()
+    assert memory.growth() < 2**23
+    assert held_before.numel() == 2**23
+
+
+def test_time_of_an_import_is_that_of_a_new_process(benchmark: ModuleType) -> None:
+    seconds, peak = benchmark.time_import("import json; import time; time.sleep(0.2)")
+    assert 0.2 < seconds < 60
+    assert peak is None or 2**22 < peak < 2**28  # of that process: this one has torch in it and is larger
+
+
+def test_row_of_imports(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def instead(statement: str) -> tuple[float, int]:
+        asked.append(statement)
+        return (3.0, 30) if "transformers" in statement else (1.5, 20) if "musicgen" in statement else (1.0, 10)
+
+    monkeypatch.setattr(benchmark, "time_import", instead)
+    row = benchmark.measure_imports(benchmark.Plan.of(benchmark.parse(list(TINY))))
+    assert row.ratio == 2.0
+    assert row.remark == "import torch alone: 1.00 s (1.00-1.00)"
+    assert (row.ours.peak_bytes, row.theirs.peak_bytes, row.torch_alone.peak_bytes) == (20, 30, 10)
+    # One round to warm up and two that count, in turn.
+    assert len(asked) == 9
+    assert asked[:3] == asked[3:6] == asked[6:]
+
+
+def test_a_worker_that_fails_is_told(benchmark: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # No plan lies in this folder.
+    failure = pytest.raises(RuntimeError, match="the process of musicgen_train ended with code 1 at open")
+    with benchmark.Worker(benchmark.OURS, tmp_path) as worker, failure:
+        worker.ask("open", case="forward")
+    assert "plan.json" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--new-tokens", "3"], "the delay of 4 codebooks needs 4 at least"),
+        (["--repeats", "0"], "0 is given; allowed are whole numbers from 1"),
+        (["--only", "forwards"], "invalid choice: 'forwards'"),
+        (["--json", "no-such-folder/out.json"], "there is no folder no-such-folder to write out.json into"),
+    ],
+)
+def test_bad_command_lines(
+    benchmark: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.parse(arguments)
+    assert message in capsys.readouterr().err
