@@ -9,6 +9,7 @@ Axes: C channels, S samples.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import io
 import json
@@ -24,12 +25,18 @@ import numpy as np
 import torch
 
 # What libsndfile reads on any machine, and what needs torchcodec or ffmpeg.
-NATIVE_EXTENSIONS = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split())
-OTHER_EXTENSIONS = frozenset(".m4a .aac .wma .mka .ac3 .eac3 .amr .wv .tta .ape".split())
+# fmt: off
+NATIVE_EXTENSIONS = frozenset({
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
+    ".rf64",
+})
+OTHER_EXTENSIONS = frozenset({".m4a", ".aac", ".wma", ".mka", ".ac3", ".eac3", ".amr", ".wv", ".tta", ".ape"})
+# fmt: on
 AUDIO_EXTENSIONS = NATIVE_EXTENSIONS | OTHER_EXTENSIONS
 
-# Frames decoded at a time, so that a file of many channels is never in memory with all of them.
-_BLOCK = 1 << 18
+# Frames decoded at a time: a file of many channels is never in memory with all of them, and a damaged place costs no
+# more than that many before it.
+_BLOCK = 1 << 15
 # Above as many numbers (64 MB) torchaudio's table of filters is not made; `resample` takes another way.
 _LARGEST_FILTER = 1 << 24
 _HALF = math.sqrt(0.5)
@@ -99,7 +106,7 @@ def read_header(source: str | os.PathLike[str] | bytes) -> AudioInfo:
 
     _check_size(source)
     try:
-        found = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+        found = soundfile.info(_for_soundfile(source))
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         return _header_by_ffprobe(source, _reason(error, source))
     if found.frames <= 0:
@@ -193,18 +200,13 @@ def write_audio(
     return gain
 
 
-def can_decode_more() -> bool:
-    """Whether this machine reads formats beyond libsndfile's."""
-    return _has_torchcodec() or shutil.which("ffmpeg") is not None
-
-
 def _decode(source: str | os.PathLike[str] | bytes, channels: int | None) -> tuple[torch.Tensor, int]:
     import soundfile
 
     _check_size(source)
     blocks: list[torch.Tensor] = []
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
+        with soundfile.SoundFile(_for_soundfile(source)) as file:
             rate = int(file.samplerate)
             while len(frames_SC := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 block_CS = torch.from_numpy(frames_SC.T)
@@ -219,12 +221,17 @@ def _decode(source: str | os.PathLike[str] | bytes, channels: int | None) -> tup
     return torch.cat(blocks, dim=1).contiguous() if blocks else empty, rate
 
 
+def _for_soundfile(source: str | os.PathLike[str] | bytes) -> io.BytesIO | bytes | str:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # As bytes, since soundfile does not encode names that are no UTF-8; on Windows names are always text.
+    return os.fspath(source) if os.name == "nt" else os.fsencode(source)
+
+
 def _decode_otherwise(source: str | os.PathLike[str] | bytes, reason: str) -> tuple[torch.Tensor, int]:
     if _has_torchcodec():
-        from torchcodec.decoders import AudioDecoder
-
         try:
-            decoded = AudioDecoder(source if isinstance(source, bytes) else os.fspath(source)).get_all_samples()
+            decoded = _torchcodec_decoder(source).get_all_samples()
         except (RuntimeError, ValueError) as error:
             raise AudioError(_one_line(error)) from error
         return decoded.data.to(torch.float32), int(decoded.sample_rate)
@@ -241,10 +248,8 @@ def _decode_otherwise(source: str | os.PathLike[str] | bytes, reason: str) -> tu
 def _header_by_ffprobe(source: str | os.PathLike[str] | bytes, reason: str) -> AudioInfo:
     if shutil.which("ffprobe") is None:
         if _has_torchcodec():
-            from torchcodec.decoders import AudioDecoder
-
             try:
-                metadata = AudioDecoder(source if isinstance(source, bytes) else os.fspath(source)).metadata
+                metadata = _torchcodec_decoder(source).metadata
             except (RuntimeError, ValueError) as error:
                 raise AudioError(_one_line(error)) from error
             return AudioInfo(
@@ -280,12 +285,17 @@ def _ffmpeg_name(source: str | os.PathLike[str] | bytes) -> str:
     return "pipe:0" if isinstance(source, bytes) else f"file:{os.fspath(source)}"
 
 
+def _torchcodec_decoder(source: str | os.PathLike[str] | bytes) -> Any:
+    decoders = importlib.import_module("torchcodec.decoders")
+    return decoders.AudioDecoder(source if isinstance(source, bytes) else os.fspath(source))
+
+
 @functools.cache
 def _has_torchcodec() -> bool:
     if importlib.util.find_spec("torchcodec") is None:
         return False
     try:
-        import torchcodec.decoders  # noqa: F401
+        importlib.import_module("torchcodec.decoders")
     except (ImportError, RuntimeError, OSError):
         # It is installed and does not find the FFmpeg libraries or fit this torch: as good as absent.
         return False

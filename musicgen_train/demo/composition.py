@@ -321,7 +321,7 @@ class _Players:
                 for i, (start, length) in enumerate(rhythm):
                     pitch = voicing[order[i % len(order)] % len(voicing)]
                     pitch += 12 * (order[i % len(order)] // len(voicing))
-                    notes.append(Note(first + start, length, pitch, (0.95 if i % 4 == 0 else 0.8) * plan.loudness))
+                    notes.append(Note(first + start, length, pitch, (1.0 if start % 1 == 0 else 0.7) * plan.loudness))
                 continue
             if figure == "sustained" and self._style.bars_per_chord > 1:
                 if bar % self._style.bars_per_chord:
@@ -450,10 +450,10 @@ def _voice(chord: Chord, before: list[int]) -> list[int]:
 
 def _arpeggio_order(size: int, upwards: bool, figure: str) -> list[int]:
     """The order in which an arpeggio takes the notes of a chord; numbers past its size are an octave up."""
-    up = list(range(size + 1))
     if figure == "broken":
         return [0, 2, 1, 2] if size == 3 else [0, 2, 1, 3]
-    return up[:-1] if upwards else up + up[-2:0:-1]
+    # Rounds of four or eight keep step with the beat.
+    return [0, 1, 2, 3] if upwards else [0, 1, 2, 3, 3, 2, 1, 0]
 
 
 def _motif(draws: Draws, beats: int, busy: float) -> list[tuple[float, float, int]]:

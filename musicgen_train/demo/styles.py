@@ -67,8 +67,8 @@ class Style:
 
 
 PROGRESSIONS: Mapping[str, tuple[tuple[int, ...], ...]] = {
-    "major": ((1, 5, 6, 4), (1, 4, 1, 5), (1, 6, 4, 5), (1, 4, 5, 1), (1, 2, 5, 1), (1, 1, 4, 5), (1, 3, 4, 5)),
-    "minor": ((1, 4, 1, 5), (1, 6, 4, 5), (1, 7, 6, 5), (1, 4, 5, 1), (1, 1, 4, 5), (1, 6, 5, 1), (1, 5, 6, 5)),
+    "major": ((1, 5, 6, 4), (1, 4, 1, 5), (1, 6, 4, 5), (1, 4, 5, 1), (1, 2, 5, 1), (1, 1, 4, 5), (1, 3, 4, 1)),
+    "minor": ((1, 4, 1, 5), (1, 6, 4, 5), (1, 6, 1, 5), (1, 4, 5, 1), (1, 1, 4, 5), (1, 6, 5, 1), (1, 5, 1, 4)),
 }
 
 STYLES: Mapping[str, Style] = {
@@ -85,7 +85,12 @@ STYLES: Mapping[str, Style] = {
                 "open hat": "..x...x...x...x.",
                 "hat": "x.ox.xoxx.ox.xox",
             },
-            {"kick": "X...X...X...X..o", "snare": "....X.......X...", "hat": "..X...X...X...X.", "shaker": "oxoxoxoxoxoxoxox"},
+            {
+                "kick": "X...X...X...X..o",
+                "snare": "....X.......X...",
+                "hat": "..X...X...X...X.",
+                "shaker": "oxoxoxoxoxoxoxox",
+            },
         ),
         bass={"synth bass": ("offbeat", "octaves"), "sub bass": ("syncopated", "offbeat")},
         chords={"synth": ("stabs",), "organ": ("stabs",), "piano": ("stabs",), "string pad": ("sustained",)},
@@ -217,7 +222,7 @@ STYLES: Mapping[str, Style] = {
         bpm=(84, 124),
         minor=0.35,
         kit="brushes",
-        drum_words=("light percussion", "a soft shaker and brushes", "gentle percussion"),
+        drum_words=("light percussion", "a shaker and brushes", "hand percussion"),
         drums=0.35,
         grooves=(
             {"kick": "x.......x.......", "shaker": "x.o.x.o.x.o.x.o."},
@@ -235,7 +240,7 @@ STYLES: Mapping[str, Style] = {
         bpm=(60, 80),
         minor=0.55,
         kit="dusty",
-        drum_words=("sparse drums", "a slow, distant beat"),
+        drum_words=("sparse drums", "a distant beat"),
         drums=0.15,
         grooves=({"kick": "x...............", "rim": "........o.......", "shaker": "..o...o...o...o."},),
         bass={"sub bass": ("long",)},
@@ -259,7 +264,6 @@ STYLES: Mapping[str, Style] = {
         minor=0.4,
         kit="chip",
         drum_words=("8-bit drums", "noise-channel drums"),
-        drums=0.8,
         grooves=(
             {"kick": "X...X...X...X...", "snare": "....X.......X...", "hat": "x.x.x.x.x.x.x.x."},
             {"kick": "X..x....X..x....", "snare": "....X.......X...", "hat": "xxxxxxxxxxxxxxxx"},

@@ -109,8 +109,8 @@ class Subtractive:
         level = self.envelope.over(held)
         time = np.arange(len(level)) / SAMPLE_RATE
         octaves = tone + (loudness - 0.8) * 1.5 + self.tracking * (pitch - 60) / 12
-        octaves = octaves + self.sweep * np.exp(-time / self.sweep_time)
-        row = np.log(self.cutoff * 2.0**octaves / _CUTOFFS[0]) / math.log(_CUTOFFS[1] / _CUTOFFS[0])
+        opened = octaves + self.sweep * np.exp(-time / self.sweep_time)
+        row = (opened + math.log2(self.cutoff / _CUTOFFS[0])) / math.log2(_CUTOFFS[1] / _CUTOFFS[0])
         table = _filtered_wave(self.wave, frequency, self.resonance, self.formants)
         row = np.clip(row, 0, len(table) - 1.0)
         phase = _phase(frequency, time, self.vibrato)

@@ -1,0 +1,109 @@
+"""A batch of clips, padded to the longest.
+
+Axes: B batch, K codebooks, T frames, L text length, D text width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+
+from musicgen_train.models.delay_pattern import training_labels
+from musicgen_train.models.loss import IGNORE
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip with the caption it is trained on."""
+
+    codes_KT: np.ndarray
+    """int16, aligned."""
+    states_LD: torch.Tensor | None
+    """Text states in any floating-point type; None for the null condition."""
+
+
+@dataclass
+class Batch:
+    """Clips of one batch."""
+
+    codes: torch.Tensor
+    """int64 `(B, K, T)`, aligned; -100 on frames of padding."""
+    text_states: torch.Tensor
+    """float32 `(B, L, D)`, before the projection; zeros on padding."""
+    text_mask: torch.Tensor
+    """bool `(B, L)`; a row of False is the null condition."""
+    frames: torch.Tensor
+    """int64 `(B,)`, the length of each clip."""
+    step_frames: torch.Tensor | None = None
+    """int64: the lengths of all clips of the optimizer step that this batch is a part of, over micro-batches and ranks.
+    None outside training."""
+    index: int = 0
+    """Number of this micro-batch in the run."""
+
+    def __len__(self) -> int:
+        return self.codes.shape[0]
+
+    def labels(self, delays: Sequence[int], special_id: int) -> torch.Tensor:
+        """What the decoder is trained on, `(B, T, K)`; see `delay_pattern.training_labels`.
+
+        Each clip is scored as if it were alone: codebook k on its first `frames - delay` codes. Without that cut a
+        clip would be scored on up to `delay` codes more where a longer clip is in its batch, and the loss would
+        depend on how clips are put together.
+        """
+        labels_BTK = training_labels(self.codes, list(delays), special_id)
+        steps_T = torch.arange(labels_BTK.shape[1], device=labels_BTK.device)
+        beyond_BT = steps_T >= self.frames[:, None]
+        return labels_BTK.masked_fill(beyond_BT[..., None], IGNORE)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on a device; copies from pinned memory run beside the computation."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory; the loader asks for it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: object) -> Self:
+        assert callable(change)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+
+def collate(examples: Sequence[Example], text_width: int) -> Batch:
+    """Pad clips and texts to the longest of each.
+
+    Args:
+        examples: at least one; all with the same number of codebooks.
+        text_width: D, which a batch of nothing but null conditions does not show.
+    """
+    lengths = [example.codes_KT.shape[1] for example in examples]
+    codes = np.full((len(examples), examples[0].codes_KT.shape[0], max(lengths)), IGNORE, dtype=np.int64)
+    texts = [0 if example.states_LD is None else len(example.states_LD) for example in examples]
+    # At least one position, so that attention has something to be masked from.
+    states = torch.zeros((len(examples), max(1, *texts), text_width))
+    mask = torch.zeros(states.shape[:2], dtype=torch.bool)
+    for row, (example, frames, text) in enumerate(zip(examples, lengths, texts, strict=True)):
+        codes[row, :, :frames] = example.codes_KT
+        if example.states_LD is not None:
+            states[row, :text] = example.states_LD
+            mask[row, :text] = True
+    return Batch(
+        codes=torch.from_numpy(codes),
+        text_states=states,
+        text_mask=mask,
+        frames=torch.tensor(lengths, dtype=torch.long),
+    )
+
+
+def nothing(num_codebooks: int, text_width: int) -> Batch:
+    """A batch of one frame of padding: a model can run on it, and there is nothing in it to score."""
+    empty = Example(np.zeros((num_codebooks, 0), dtype=np.int16), None)
+    batch = collate([empty], text_width)
+    batch.codes = batch.codes.new_full((1, num_codebooks, 1), IGNORE)
+    return batch

@@ -1,0 +1,158 @@
+"""Reading a latent dataset, memory-mapped: one clip in some tens of microseconds, whatever its number.
+
+Axes: K codebooks, T frames, L text length, D text width.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+from musicgen_train.latents.format import (
+    CAPTION_FEATURES,
+    CAPTIONS_FOLDER,
+    CLIP_FEATURES,
+    unpack_codes,
+    unpack_states,
+)
+from musicgen_train.latents.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a split."""
+
+    codes_KT: np.ndarray
+    """int16, aligned; a read-only view of the file."""
+    captions: list[int]
+    """Rows of the captions; none is the null condition."""
+    track: str
+    start_seconds: float
+
+
+class LatentDataset:
+    """A split of a latent dataset.
+
+    It may be pickled, e.g. for a worker process, which then opens the files anew.
+
+    Args:
+        folder: what `scripts/preprocess.py` wrote.
+        split: `train`, `validation` or `test`.
+
+    Raises:
+        FileNotFoundError: the folder is no latent dataset.
+        ValueError: it has no such split, the split is empty, or the files are damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
+        self.folder = Path(folder)
+        self.split = split
+        self.manifest = Manifest.load(folder)
+        if split not in self.manifest.splits:
+            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(self.manifest.splits))}")
+        if not self.manifest.splits[split].clips:
+            raise ValueError(f"{folder} has no clips in its split {split}; preprocess more audio, or longer")
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, row: int) -> Clip:
+        """The clip in a row.
+
+        Raises:
+            ValueError: the row is damaged: its size or a code does not fit the manifest.
+        """
+        packed = self._codes[row].as_buffer()
+        codebooks, frames = self.manifest.num_codebooks, int(self.frames[row])
+        if packed.size != 2 * codebooks * frames:
+            raise self._damaged(f"row {row} holds {packed.size} bytes for {codebooks} x {frames} codes")
+        codes_KT = unpack_codes(packed, codebooks)
+        if codes_KT.size and not 0 <= int(codes_KT.min()) <= int(codes_KT.max()) < self.manifest.codebook_size:
+            raise self._damaged(f"row {row} has codes from {codes_KT.min()} to {codes_KT.max()}")
+        return Clip(
+            codes_KT=codes_KT,
+            captions=self._captions[row].as_py(),
+            track=self._tracks[row].as_py(),
+            start_seconds=self._starts[row].as_py(),
+        )
+
+    def states(self, caption: int) -> torch.Tensor:
+        """Text states of a caption, `(L, D)` in the manifest's dtype."""
+        length = self._caption_lengths[caption].as_py()
+        states = unpack_states(self._states[caption].as_buffer(), length, self.manifest.states_dtype)
+        if states.shape[1] != self.manifest.text_width:
+            raise self._damaged(f"caption {caption} has states {list(states.shape)}")
+        return states
+
+    def caption(self, caption: int) -> str:
+        """The text of a caption."""
+        return self._texts[caption].as_py()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio in the split."""
+        return float(self.frames.sum(dtype=np.int64)) / self.manifest.frame_rate
+
+    def _open(self) -> None:
+        clips = self._table(self.split, CLIP_FEATURES)
+        captions = self._table(CAPTIONS_FOLDER, CAPTION_FEATURES)
+        # Lengths alone are kept in memory: what to draw next depends on them.
+        self.frames: np.ndarray = clips.column("frames").to_numpy()
+        self._codes, self._captions = _Column(clips, "codes"), _Column(clips, "captions")
+        self._tracks, self._starts = _Column(clips, "track"), _Column(clips, "start_seconds")
+        self._texts, self._states = _Column(captions, "text"), _Column(captions, "states")
+        self._caption_lengths = _Column(captions, "length")
+        for what, held, stated in (
+            (self.split, len(self.frames), self.manifest.splits[self.split].clips),
+            (CAPTIONS_FOLDER, captions.num_rows, self.manifest.captions),
+        ):
+            if held != stated:
+                raise self._damaged(f"{what}/ holds {held} rows, its manifest says {stated}")
+
+    def _table(self, name: str, features: datasets.Features) -> pa.Table:
+        try:
+            opened = datasets.load_from_disk(str(self.folder / name))
+        # Whatever pyarrow and datasets raise for files that are missing, cut short or of another kind.
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{name}/ cannot be read ({type(error).__name__}: {_first_line(error)})") from error
+        if not isinstance(opened, datasets.Dataset) or opened.features != features:
+            raise self._damaged(f"{name}/ has other columns than {', '.join(features)}")
+        return opened.data.table
+
+    def _damaged(self, how: str) -> ValueError:
+        return ValueError(f"the latent dataset {self.folder} is damaged: {how}. Preprocess again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+class _Column:
+    """A column of a memory-mapped table, by row; nothing is copied but the value asked for."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        self._chunks = table.column(name).chunks
+        self._starts = list(itertools.accumulate((len(chunk) for chunk in self._chunks), initial=0))
+
+    def __getitem__(self, row: int) -> Any:
+        if not 0 <= row < self._starts[-1]:
+            raise IndexError(f"row {row} of {self._starts[-1]}")
+        chunk = bisect.bisect_right(self._starts, row) - 1
+        return self._chunks[chunk][row - self._starts[chunk]]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,103 @@
+"""What an evaluation finds: samples and tables of numbers, as `results.json` and the report hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from musicgen_train.evaluation.requests import Kind
+from musicgen_train.evaluation.signal_statistics import SignalStatistics
+
+Unit = Literal["nats", "percent", "number", "count", "decibels", "hertz"]
+
+
+@dataclass(kw_only=True)
+class AudioRecord:
+    """An audio file of the report."""
+
+    file: str
+    """Relative to the report's folder."""
+    seconds: float
+    gain_db: float
+    """What its level was changed by, so that it does not clip or has the loudness asked for."""
+    signal: SignalStatistics
+    warnings: list[str]
+
+
+@dataclass(kw_only=True)
+class SampleRecord:
+    """A generated sample."""
+
+    kind: Kind
+    index: int
+    text: str
+    guidance_scale: float
+    repetition: int
+    seed: int
+    """Of its `torch.Generator`."""
+    prompt_seconds: float
+    """How much of it, from the start, is the audio that it continues."""
+    origin: dict[str, Any]
+    audio: AudioRecord
+    reference: AudioRecord | None
+    """The recording that the text belongs to, through the codec."""
+
+
+@dataclass(kw_only=True)
+class MetricRow:
+    """A line of a table."""
+
+    label: str
+    values: dict[str, float | None]
+    """By column."""
+    meaning: str = ""
+    """What it says, in plain words."""
+    unit: Unit | None = None
+    """Where it differs from that of the columns."""
+
+
+@dataclass(kw_only=True)
+class Column:
+    name: str
+    unit: Unit = "number"
+    meaning: str = ""
+
+
+@dataclass(kw_only=True)
+class MetricTable:
+    """One block of numbers. A further measurement is one more of these."""
+
+    key: str
+    """Its name in `results.json`; changes with the method, so that unlike numbers are not compared."""
+    title: str
+    explanation: str
+    """What is measured, in plain words."""
+    columns: list[Column]
+    rows: list[MetricRow]
+    findings: list[str] = field(default_factory=list)
+    """What the numbers say in this case."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The table by names of rows and columns."""
+        return {
+            "title": self.title,
+            "explanation": self.explanation,
+            "columns": {column.name: column.meaning for column in self.columns},
+            "rows": {row.label: row.values for row in self.rows},
+            "findings": self.findings,
+        }
+
+
+def as_json(value: Any) -> Any:
+    """Dataclasses as objects; NaN and infinity, which JSON does not know, as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: as_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,213 @@
+"""The settings of a preprocessing run, as dataclasses; `configs/preprocess.yaml` has the same keys and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Those of latents/format.py, which workers that decode audio should not have to import.
+STATES_DTYPES = ("float16", "bfloat16", "float32")
+INPUT_FORMATS = ("auto", "folder", "audiofolder", "audiocraft", "dataset", "hub")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Which texts a track gets; see `captions.caption_variants`."""
+
+    variants: int = 4
+    fields: tuple[str, ...] = ("description", "caption", "captions", "text", "prompt")
+    tag_fields: tuple[str, ...] = ("tags", "keywords", "genre", "moods", "instrument")
+    tags: bool = True
+    templates: tuple[str, ...] = ()
+    word_dropout: float = 0.0
+    seed: int = 0
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _require(self.variants >= 1, "captions.variants", self.variants, "at least 1")
+        _require(0 <= self.word_dropout < 1, "captions.word_dropout", self.word_dropout, "0 or more and below 1")
+        _require(self.max_tokens >= 1, "captions.max_tokens", self.max_tokens, "at least 1")
+        for template in self.templates:
+            _check_template(template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How tracks are divided; see `splits.assign_splits`."""
+
+    validation: float = 0.05
+    test: float = 0.0
+    seed: int = 0
+    from_source: bool = True
+    group_by: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, share in (("validation", self.validation), ("test", self.test)):
+            _require(0 <= share < 1, f"split.{name}", share, "a share, 0 or more and below 1")
+        _require(
+            self.validation + self.test < 1, "split.validation + split.test", self.validation + self.test, "below 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSettings:
+    """Which part of a Hugging Face dataset is read, and how."""
+
+    config_name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+    audio_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings:
+    """All settings; lengths in seconds."""
+
+    input: str
+    output: str
+    encoders: str | None = None
+    text_encoder: str | None = None
+    audio_encoder: str | None = None
+    input_format: str = "auto"
+    hub: HubSettings = field(default_factory=HubSettings)
+    limit: int | None = None
+    clip_seconds: float = 30.0
+    hop_seconds: float | None = None
+    min_clip_seconds: float | None = None
+    audio_channels: int | None = None
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    states_dtype: str = "float16"
+    device: str = "auto"
+    batch_seconds: float = 240.0
+    text_batch_tokens: int = 8192
+    workers: int | None = None
+    shard_tracks: int = 64
+    progress_seconds: float = 10.0
+    dry_run: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.input_format in INPUT_FORMATS, "input_format", self.input_format, f"one of {', '.join(INPUT_FORMATS)}"
+        )
+        _require(self.clip_seconds > 0, "clip_seconds", self.clip_seconds, "more than 0")
+        _require(self.hop > 0, "hop_seconds", self.hop_seconds, "more than 0, or null for the length of a clip")
+        _require(
+            0 < self.shortest <= self.clip_seconds,
+            "min_clip_seconds",
+            self.min_clip_seconds,
+            f"more than 0 and at most clip_seconds, {self.clip_seconds:g}, or null",
+        )
+        _require(
+            self.audio_channels in (None, 1, 2),
+            "audio_channels",
+            self.audio_channels,
+            "1 (mono), 2 (stereo) or null for what the encoders' folder says",
+        )
+        _require(
+            self.states_dtype in STATES_DTYPES, "states_dtype", self.states_dtype, f"one of {', '.join(STATES_DTYPES)}"
+        )
+        _require(self.batch_seconds > 0, "batch_seconds", self.batch_seconds, "more than 0")
+        _require(self.text_batch_tokens >= 1, "text_batch_tokens", self.text_batch_tokens, "at least 1")
+        _require(self.shard_tracks >= 1, "shard_tracks", self.shard_tracks, "at least 1")
+        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for no limit")
+        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more, or null")
+        if self.encoders is None and (self.text_encoder is None or self.audio_encoder is None):
+            raise ValueError(
+                "no encoders: give encoders=FOLDER (a MusicGen folder or hub id, e.g. facebook/musicgen-small), or "
+                "both text_encoder= and audio_encoder="
+            )
+
+    @property
+    def hop(self) -> float:
+        """Seconds from the start of one clip to that of the next."""
+        return self.clip_seconds if self.hop_seconds is None else self.hop_seconds
+
+    @property
+    def shortest(self) -> float:
+        """Seconds that a clip has at least."""
+        return min(1.0, self.clip_seconds) if self.min_clip_seconds is None else self.min_clip_seconds
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PreprocessSettings:
+        """Settings from a resolved configuration.
+
+        Raises:
+            ValueError: a key that does not exist, or a value that is not allowed.
+        """
+        return _build(cls, values, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dicts and lists."""
+        content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return content
+
+    def content_digest(self, fingerprints: Mapping[str, str]) -> str:
+        """SHA-256 over what decides the content of clips: settings and encoders, without how or where they are made."""
+        left_out = {
+            "input", "output", "encoders", "text_encoder", "audio_encoder", "device", "workers", "progress_seconds",
+            "dry_run", "overwrite", "limit", "shard_tracks", "split", "input_format", "hub",
+        }  # fmt: skip
+        decisive = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        return hashlib.sha256(json.dumps([decisive, dict(fingerprints)], sort_keys=True).encode()).hexdigest()
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    known = {each.name: each for each in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"no setting is called {prefix}{unknown[0]}; there are {', '.join(prefix + k for k in known)}")
+    sections = {"captions": CaptionSettings, "split": SplitSettings, "hub": HubSettings}
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if not prefix and name in sections and isinstance(value, Mapping):
+            arguments[name] = _build(sections[name], value, f"{name}.")
+        else:
+            arguments[name] = _as_declared(value, str(known[name].type), prefix + name)
+    return kind(**arguments)
+
+
+def _as_declared(value: Any, declared: str, name: str) -> Any:
+    """A value of a configuration file as the field's type, since YAML does not tell 30 from 30.0 or a list from one."""
+    if value is None:
+        if "None" not in declared:
+            raise ValueError(f"{name} is null; give a value")
+        return None
+    declared = declared.removesuffix(" | None")
+    if declared.startswith("tuple"):
+        return (value,) if isinstance(value, str) else tuple(str(each) for each in value)
+    try:
+        if declared == "float" and not isinstance(value, bool):
+            return float(value)
+        if declared == "int" and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+    except (TypeError, ValueError):
+        pass  # told below, as any other value of a wrong type
+    if declared == "str" and not isinstance(value, Mapping | list | bool):
+        return str(value)
+    if declared == "bool" and isinstance(value, bool):
+        return value
+    raise ValueError(f"{name} is {value!r}; expected {declared}")
+
+
+def _require(fulfilled: bool, name: str, value: object, allowed: str) -> None:
+    if not fulfilled:
+        raise ValueError(f"{name} is {value}; allowed is {allowed}")
+
+
+def _check_template(template: str) -> None:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"captions.templates: {template!r} is no template: {error}") from error
+    if not names or not all(name.replace("-", "_").isidentifier() for name in names):
+        raise ValueError(
+            f"captions.templates: {template!r} must name metadata fields in braces, like '{{genre}} at {{bpm}} bpm'"
+        )

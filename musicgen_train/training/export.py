@@ -1,0 +1,152 @@
+"""The end of a run: the composite as a folder in the hub's layout, read back and compared before it is called done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musicgen_train.data.batch import Batch
+from musicgen_train.hub.weights import CheckpointError, list_some
+from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
+from musicgen_train.processing.musicgen_processor import MusicgenProcessor
+
+
+def export_composite(
+    composite: MusicgenForConditionalGeneration,
+    processor: MusicgenProcessor,
+    folder: Path,
+    *,
+    batch: Batch,
+    trained: Mapping[str, torch.Tensor] | None = None,
+    card: str,
+) -> None:
+    """Write a composite, and make sure that what was written is what was trained.
+
+    Args:
+        composite: encoders, decoder and projection, on any device.
+        processor: goes with it.
+        folder: where to; made if need be.
+        batch: on which both are compared.
+        trained: decoder and projection in place of the composite's own, under its names (`decoder.*`,
+            `enc_to_dec_proj.*`), e.g. of the best checkpoint.
+        card: the model card.
+
+    Raises:
+        CheckpointError: what was read back differs from what was to be written.
+    """
+    state = {name: value for name, value in composite.state_dict().items() if name not in composite.tied_keys}
+    if trained is not None:
+        unknown = [name for name in trained if name not in state]
+        if unknown:
+            raise CheckpointError(f"the weights to export have tensors the model has not: {list_some(unknown)}")
+        state.update(trained)
+    composite.save_pretrained(folder, state_dict=state)
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    compare_with_folder(composite, state, folder, batch)
+
+
+@torch.no_grad()
+def compare_with_folder(
+    composite: MusicgenForConditionalGeneration, state: Mapping[str, torch.Tensor], folder: Path, batch: Batch
+) -> None:
+    """Read a folder back and compare every tensor, and the logits of a batch, bit by bit.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    again = MusicgenForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    MusicgenProcessor.from_pretrained(folder)
+    found = again.state_dict()
+    different = [name for name, value in state.items() if not torch.equal(found[name], value.cpu())]
+    if different:
+        raise CheckpointError(f"{folder} was read back with other tensors than were written: {list_some(different)}")
+    # A model of its own, so that the trained one stays as it is: the same weights have to mean the same.
+    expected = _logits(_with_state(composite, state), batch)
+    if not torch.equal(_logits(again, batch), expected):
+        raise CheckpointError(f"{folder} was read back with the same tensors and gives other logits")
+
+
+def _with_state(
+    composite: MusicgenForConditionalGeneration, state: Mapping[str, torch.Tensor]
+) -> MusicgenForConditionalGeneration:
+    with torch.device("meta"):
+        twin = MusicgenForConditionalGeneration(composite.config.__class__.from_dict(composite.config.to_dict()))
+    tied = {alias: state[name] for alias, name in twin.tied_keys.items() if alias in twin.state_dict()}
+    twin.load_state_dict({**{name: value.cpu() for name, value in state.items()}, **tied}, assign=True)
+    return twin.eval()
+
+
+def _logits(model: MusicgenForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    decoder = model.decoder
+    labels = batch.labels(decoder.delays, decoder.config.pad_token_id)
+    text = model.project_text(batch.text_states, batch.text_mask)
+    logits = decoder(labels=labels, encoder_hidden_states=text, encoder_attention_mask=batch.text_mask).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def model_card(provenance: Mapping[str, Any], config: str, metrics: Mapping[str, float], steps: int) -> str:
+    """The README.md of an exported model.
+
+    Args:
+        provenance: see `provenance.provenance`.
+        config: the run's resolved config, as YAML.
+        metrics: the last measured numbers.
+        steps: optimizer steps made.
+    """
+    base = provenance["init_from"]
+    splits = provenance["latents"]["splits"]
+    amounts = ", ".join(
+        f"{name} {split['clips']} clips of {split['tracks']} tracks ({split['hours']:.2f} h)"
+        for name, split in splits.items()
+    )
+    numbers = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()))
+    return f"""---
+library_name: musicgen_train
+pipeline_tag: text-to-audio
+tags: [musicgen, music, audio]
+---
+
+# A MusicGen model, trained with musicgen_train
+
+Started from {"random weights" if base == "scratch" else f"`{base}`"}, trained for {steps} steps on latents of
+{amounts}. Text and audio encoder are frozen and those of `{provenance["encoders"]}`.
+
+## Use
+
+```python
+from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
+
+processor = MusicgenProcessor.from_pretrained("FOLDER")
+model = MusicgenForConditionalGeneration.from_pretrained("FOLDER")
+inputs = processor(text=["a slow piano piece"], padding=True, return_tensors="pt")
+audio = model.generate(**inputs, max_new_tokens=503)  # (1, channels, samples)
+```
+
+The same lines work with `transformers` (`AutoProcessor`).
+
+## Numbers
+
+| metric | last value |
+| --- | --- |
+{numbers}
+
+Cross-entropies (`ce`) are in nats per code; q1 is the coarsest codebook.
+
+## Provenance
+
+```json
+{json.dumps(provenance, indent=2, sort_keys=True)}
+```
+
+## Config
+
+```yaml
+{config.strip()}
+```
+"""

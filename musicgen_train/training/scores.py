@@ -1,0 +1,96 @@
+"""What the decoder makes of a batch, per codebook, as sums and counts that add up over batches and ranks.
+
+Axes: B batch, K codebooks, T frames, L text length, D text width, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from musicgen_train.models.decoder import MusicgenForCausalLM, shift_labels
+from musicgen_train.models.loss import IGNORE, codebook_cross_entropy, mean_over_codebooks
+
+
+@dataclass
+class Scores:
+    """Sums over the scored positions of some batches."""
+
+    sums_K: torch.Tensor
+    """Cross-entropy in nats."""
+    counts_K: torch.Tensor
+    """Positions."""
+    correct_K: torch.Tensor
+    """Positions whose code was the likeliest."""
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The mean over codebooks of each one's mean cross-entropy."""
+        return mean_over_codebooks(self.sums_K, self.counts_K)
+
+    def detach(self) -> Self:
+        """The same numbers without what a backward pass needs, in a type that long sums do not wear out."""
+        precise = torch.float32 if self.sums_K.device.type == "mps" else torch.float64
+        return type(self)(self.sums_K.detach().to(precise), self.counts_K, self.correct_K)
+
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(self.sums_K + other.sums_K, self.counts_K + other.counts_K, self.correct_K + other.correct_K)
+
+    def metrics(self, stage: str) -> dict[str, torch.Tensor]:
+        """Loss, and cross-entropy, perplexity and accuracy of each codebook, under names such as `val/ce_q1`."""
+        means_K = self.sums_K / self.counts_K
+        rows = {"ce": means_K, "ppl": means_K.exp(), "acc": self.correct_K / self.counts_K}
+        values = {f"{stage}/loss": self.loss}
+        for kind, per_codebook in rows.items():
+            values.update({f"{stage}/{kind}_q{number}": value for number, value in enumerate(per_codebook, start=1)})
+        return {name: value.float() for name, value in values.items()}
+
+
+def metric_names(stage: str, num_codebooks: int) -> list[str]:
+    """The names of `Scores.metrics`, in the order of a table."""
+    kinds = [f"{stage}/{kind}_q" for kind in ("ce", "ppl", "acc")]
+    return [f"{stage}/loss"] + [f"{kind}{number}" for kind in kinds for number in range(1, num_codebooks + 1)]
+
+
+def score(
+    decoder: MusicgenForCausalLM,
+    labels_BTK: torch.Tensor,
+    text_BLD: torch.Tensor,
+    text_mask_BL: torch.Tensor | None,
+) -> Scores:
+    """Cross-entropy of the decoder's next-code predictions, and how often the likeliest is right.
+
+    The logits of the codebooks are never stacked: they are the largest tensors of a training step.
+
+    Args:
+        decoder: in train or eval mode, as the caller has it.
+        labels_BTK: see `Batch.labels`.
+        text_BLD: text states of the decoder's width, zero on padding.
+        text_mask_BL: None to attend to the zeros of padding, as audiocraft does.
+    """
+    pad = decoder.config.pad_token_id
+    hidden = decoder.model(
+        shift_labels(labels_BTK, pad, decoder.config.bos_token_id),
+        encoder_hidden_states=text_BLD,
+        encoder_attention_mask=text_mask_BL,
+        use_cache=False,
+    ).last_hidden_state
+    logits_BTV = [head(hidden) for head in decoder.lm_heads]
+    sums_K, counts_K = codebook_cross_entropy(logits_BTV, labels_BTK, pad)
+    return Scores(sums_K, counts_K, _correct(logits_BTV, labels_BTK, pad))
+
+
+@torch.no_grad()
+def _correct(logits_BTV: Sequence[torch.Tensor], labels_BTK: torch.Tensor, pad: int) -> torch.Tensor:
+    scored_BTK = (labels_BTK != IGNORE) & (labels_BTK != pad)
+    hits = [logits.argmax(dim=-1) == labels for logits, labels in zip(logits_BTV, labels_BTK.unbind(-1), strict=True)]
+    return (torch.stack(hits, dim=-1) & scored_BTK).sum(dim=(0, 1))
+
+
+def counts_of(frames: torch.Tensor, delays: Sequence[int]) -> torch.Tensor:
+    """Scored positions of each codebook, int64 `(K,)`, in clips of these lengths: `frames - delay` each."""
+    delays_K = torch.tensor(list(delays), device=frames.device)
+    return (frames[:, None] - delays_K).clamp(min=0).sum(dim=0)

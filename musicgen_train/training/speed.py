@@ -1,0 +1,98 @@
+"""How fast a run is: codes and audio per second, the share of time spent waiting for data, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+
+from musicgen_train.data.batch import Batch
+from musicgen_train.training.module import MusicgenTraining
+
+NAMES = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
+
+
+class Speed(lightning.Callback):
+    """Logs the speed of all devices together, since the last log; validation, sampling and saving do not count.
+
+    It has to be the first of the callbacks, since the time of those before it would count as training.
+
+    Args:
+        clock: seconds from anywhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._begin = self._busy = self._waited_before = 0.0
+        # Added up only where they are logged: they may be on a GPU, which a look at them would have to wait for.
+        self._step_frames: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._busy = self._waited_before = 0.0
+        self._step_frames = []
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._begin = self._clock()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, MusicgenTraining)
+        assert batch.step_frames is not None
+        logged = pl_module.step_is_logged(batch_idx)
+        if logged and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._busy += self._clock() - self._begin
+        if pl_module.ends_step(batch_idx):
+            self._step_frames.append(batch.step_frames)
+        if logged:
+            waited = trainer.train_dataloader.waited  # type: ignore[union-attr]
+            manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
+            rates = rates_of(
+                frames=sum(int(frames.sum()) for frames in self._step_frames),
+                busy=self._busy,
+                waited=waited - self._waited_before,
+                num_codebooks=manifest.num_codebooks,
+                frame_rate=manifest.frame_rate,
+            )
+            self._busy, self._waited_before, self._step_frames = 0.0, waited, []
+            pl_module.log_dict({**rates, "peak_mem_mb": peak_memory_mb(pl_module.device)})
+
+
+def rates_of(*, frames: int, busy: float, waited: float, num_codebooks: int, frame_rate: float) -> dict[str, float]:
+    """Rates of some work.
+
+    Args:
+        frames: of audio, without padding.
+        busy: seconds of computing.
+        waited: seconds of waiting for data.
+        num_codebooks: codes per frame.
+        frame_rate: frames per second of audio.
+    """
+    seconds = busy + waited
+    return {
+        "tokens_per_s": frames * num_codebooks / seconds,
+        "audio_s_per_s": frames / frame_rate / seconds,
+        "data_wait": waited / seconds,
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory that was in use at once, in MiB: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # In KiB, but on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

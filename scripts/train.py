@@ -1,0 +1,10 @@
+"""Train a MusicGen decoder on a latent dataset; `docs/training.md` says how.
+
+python scripts/train.py data.path=LATENTS init_from=HUB_FOLDER_OR_ID output=RUN trainer.max_steps=1000
+"""
+
+from musicgen_train.launch import main
+from musicgen_train.training.run import run
+
+if __name__ == "__main__":
+    main(run, config_name="train")

@@ -1,0 +1,78 @@
+"""Where clips begin and end, against a loop written the long way; decoding in workers keeps the order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audio_corpus import RATE, write_track
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_train.preprocess.clips import ClipCutter, decode_tracks
+from musicgen_train.preprocess.tracks import Track
+
+
+def cutter(length: int, hop: int, shortest: int) -> ClipCutter:
+    return ClipCutter(sampling_rate=RATE, channels=1, length=length, hop=hop, shortest=shortest)
+
+
+def test_spans_by_hand() -> None:
+    assert cutter(10, 10, 3).spans(25) == [(0, 10), (10, 20), (20, 25)]
+    assert cutter(10, 10, 6).spans(25) == [(0, 10), (10, 20)]
+    assert cutter(10, 10, 3).spans(20) == [(0, 10), (10, 20)]
+    assert cutter(10, 4, 3).spans(15) == [(0, 10), (4, 14), (8, 15)]
+    assert cutter(10, 15, 3).spans(28) == [(0, 10), (15, 25)]
+    assert cutter(10, 10, 3).spans(2) == []
+    assert cutter(10, 10, 3).spans(0) == []
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.data())
+def test_spans_have_their_properties(length: int, hop: int, data: st.DataObject) -> None:
+    shortest = data.draw(st.integers(1, length))
+    samples = data.draw(st.integers(0, 200))
+    spans = cutter(length, hop, shortest).spans(samples)
+    for number, (start, end) in enumerate(spans):
+        assert start == number * hop
+        assert shortest <= end - start <= length
+        assert end == samples or end - start == length
+    # Nothing is covered twice over: only the last clip reaches the end.
+    assert all(end < samples for _, end in spans[:-1])
+    if hop <= length and samples >= length:
+        covered = spans[-1][1]
+        assert samples - covered < shortest + hop
+
+
+def test_tracks_come_in_order_from_workers_lazily(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def tracks(number: int) -> Iterator[Track]:
+        for index in range(number):
+            path = write_track(tmp_path / f"{index}.wav", 0.2 + 0.1 * (index % 3))
+            asked.append(index)
+            yield Track(id=str(index), audio=path.read_bytes() if index % 2 else path)
+
+    decoded = decode_tracks(tracks(11), cutter(RATE, RATE, 1), workers=2)
+    first = next(decoded)
+    assert len(asked) <= 6
+    found = [first, *decoded]
+    assert [cut.track.id for cut in found] == [str(index) for index in range(11)]
+    assert [cut.samples for cut in found] == [round(RATE * (0.2 + 0.1 * (index % 3))) for index in range(11)]
+    assert all(not isinstance(cut.track.audio, bytes) or cut.track.audio == b"" for cut in found)
+
+
+class Deadly:
+    """Ends the process that unpickles it, as the system does with one that takes too much memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_killed_worker_is_told() -> None:
+    track = Track(id="x", audio=b"")
+    track.description.metadata["poison"] = Deadly()
+    with pytest.raises(OSError, match=r"a process that decodes audio was killed, .* \(workers=1\) need less"):
+        list(decode_tracks([track], cutter(RATE, RATE, 1), workers=2))

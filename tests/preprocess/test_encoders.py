@@ -1,0 +1,91 @@
+"""The encoders at work: which codecs will do, how captions are batched and cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from audio_corpus import CODEC, SettingsMaker, tone
+from tiny import CODEC as TINY_CODEC
+
+from musicgen_train import EncodecConfig, EncodecModel
+from musicgen_train.preprocess.encoders import AudioCoder, Encoders, load_encoders, pick_device
+
+
+@pytest.fixture
+def encoders(make_settings: SettingsMaker) -> Encoders:
+    return load_encoders(make_settings(text_batch_tokens=16, captions={"max_tokens": 6}))
+
+
+def codec(**changed: Any) -> EncodecModel:
+    return EncodecModel(EncodecConfig(**{**TINY_CODEC, **CODEC, **changed}))
+
+
+@pytest.mark.parametrize("changed", [{"normalize": True}, {"chunk_length_s": 1.0, "overlap": 0.01}])
+def test_a_codec_whose_codes_are_not_all_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="divides the volume out or codes in chunks"):
+        AudioCoder(codec(**changed), 1)
+
+
+def test_a_stereo_codec_codes_both_sides_at_once() -> None:
+    stereo = codec(audio_channels=2).eval()
+    coder = AudioCoder(stereo, 2)
+    clip = tone(0.5, channels=2).T.copy()
+    assert coder.num_codebooks == 4
+    assert torch.equal(coder.encode([clip])[0].long(), stereo.encode(torch.from_numpy(clip)[None]).audio_codes[0, 0])
+    with pytest.raises(
+        ValueError, match="the codec takes 2 channels of audio, audio_channels is 1; give audio_channels=2"
+    ):
+        AudioCoder(stereo, 1)
+
+
+def test_a_batch_of_clips_is_each_of_them_alone(encoders: Encoders) -> None:
+    clips = [tone(0.7, pitch=pitch).T.copy() for pitch in (90.0, 300.0, 1200.0)]
+    batch = encoders.audio.encode(clips)
+    assert batch.dtype == torch.int16
+    for clip, codes in zip(clips, batch, strict=True):
+        assert torch.equal(encoders.audio.encode([clip])[0], codes)
+    assert len({codes.numpy().tobytes() for codes in batch}) == 3
+
+
+def test_long_captions_are_cut_before_the_end_token(encoders: Encoders, tokenizer: Any, reference: Any) -> None:
+    text = "jazz guitar beat chorus lofi pop"
+    whole = tokenizer(text)["input_ids"]
+    (encoded,) = encoders.text.encode([text])
+    assert len(whole) > 6
+    assert encoded.cut
+    with torch.no_grad():
+        states = reference.text_encoder(torch.tensor([[*whole[:5], whole[-1]]])).last_hidden_state[0]
+    assert torch.allclose(encoded.states_LD, states, atol=1e-5)
+    assert not encoders.text.encode(["jazz"])[0].cut
+    assert encoders.text.encode([]) == []
+
+
+def test_text_batches_hold_the_budget_and_every_row_once(encoders: Encoders) -> None:
+    generator = np.random.default_rng(0)
+    lengths = [int(length) for length in generator.integers(1, 14, size=60)] + [40]
+    batches = list(encoders.text._batches(lengths))
+    assert sorted(row for batch in batches for row in batch) == list(range(61))
+    for batch in batches:
+        assert len(batch) * max(lengths[row] for row in batch) <= 16 or len(batch) == 1
+
+
+def test_devices_are_checked() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="device=cuda:99 cannot be used here"):
+        pick_device("cuda:99")
+    with pytest.raises(ValueError, match="device=abacus cannot be used here"):
+        pick_device("abacus")
+
+
+def test_codec_folders_alone_say_their_channels(
+    tmp_path: Path, make_settings: SettingsMaker, encoders_folder: Path
+) -> None:
+    codec(audio_channels=2).save_pretrained(tmp_path / "codec")
+    loaded = load_encoders(make_settings(audio_encoder=str(tmp_path / "codec"), text_encoder=str(encoders_folder)))
+    assert loaded.audio.channels == 2
+    assert loaded.audio_record.name == str(tmp_path / "codec")

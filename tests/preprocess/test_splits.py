@@ -1,0 +1,62 @@
+"""Splits: by track, stable, and never by clip."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_train.preprocess.settings import SplitSettings
+from musicgen_train.preprocess.splits import Membership, assign_splits, place
+
+
+def tracks(number: int, **stated: str) -> dict[str, Membership]:
+    return {f"t{index}": Membership(group=f"t{index}", stated=stated.get(f"t{index}")) for index in range(number)}
+
+
+def test_shares_are_those_asked_for() -> None:
+    splits = list(assign_splits(tracks(4000), SplitSettings(validation=0.2, test=0.1)).values())
+    # Four standard deviations of 4000 draws.
+    assert abs(splits.count("validation") / 4000 - 0.2) < 0.026
+    assert abs(splits.count("test") / 4000 - 0.1) < 0.019
+
+
+@given(st.integers(30, 80), st.integers(1, 40), st.integers(0, 5))
+def test_later_tracks_move_no_earlier_one(number: int, more: int, seed: int) -> None:
+    settings = SplitSettings(validation=0.3, seed=seed)
+    before, after = (assign_splits(tracks(count), settings) for count in (number, number + more))
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_seed_draws_another_division() -> None:
+    first, second = (assign_splits(tracks(50), SplitSettings(validation=0.5, seed=seed)) for seed in (0, 1))
+    assert first != second
+
+
+def test_small_corpora_get_a_validation_track() -> None:
+    for number in range(2, 9):
+        splits = assign_splits(tracks(number), SplitSettings(validation=1e-9))
+        lowest = min(splits, key=lambda name: place(name, 0))
+        assert [name for name, split in splits.items() if split == "validation"] == [lowest]
+    three = assign_splits(tracks(3), SplitSettings(validation=1e-9, test=1e-9))
+    assert sorted(three.values()) == ["test", "train", "validation"]
+    assert set(assign_splits(tracks(1), SplitSettings()).values()) == {"train"}
+    assert set(assign_splits(tracks(9), SplitSettings(validation=0.0)).values()) == {"train"}
+
+
+def test_what_the_source_states_stands() -> None:
+    given_tracks = tracks(4, t0="test", t1="validation", t2="train", t3="train")
+    stated = {"t0": "test", "t1": "validation", "t2": "train", "t3": "train"}
+    assert assign_splits(given_tracks, SplitSettings()) == stated
+    assert assign_splits(given_tracks, SplitSettings(from_source=False)) == assign_splits(tracks(4), SplitSettings())
+
+
+def test_tracks_of_a_group_stay_together() -> None:
+    members = {f"t{index}": Membership(group=f"album={index % 7}", stated=None) for index in range(70)}
+    splits = assign_splits(members, SplitSettings(validation=0.4))
+    by_group: dict[str, set[str]] = {}
+    for name, split in splits.items():
+        by_group.setdefault(members[name].group, set()).add(split)
+    assert all(len(found) == 1 for found in by_group.values())
+    # By the group's name, whatever its tracks are called: a new track goes where its album is.
+    assert by_group == {g: {"validation" if place(g, 0) < 0.4 else "train"} for g in by_group}
+    assert set(splits.values()) == {"train", "validation"}

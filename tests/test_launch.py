@@ -1,0 +1,179 @@
+"""The command line around a stage: overrides, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from musicgen_train.hub.weights import CheckpointError
+from musicgen_train.launch import main
+
+ROOT = Path(__file__).parents[1]
+GIVEN = ["data.path=x", "init_from=y", "output=z", "trainer.max_steps=1"]
+
+Call = Callable[..., tuple[int, str, DictConfig | None]]
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """`launch(*arguments, stage=...)` gives exit code, stderr, and the config that the stage got."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MUSICGEN_TRAIN_TRACEBACK", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def call(
+        *arguments: str, stage: Callable[[DictConfig], object] | None = None
+    ) -> tuple[int, str, DictConfig | None]:
+        got: list[DictConfig] = []
+
+        def run(config: DictConfig) -> None:
+            got.append(config)
+            if stage is not None:
+                stage(config)
+
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            main(run, "train")
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return code, capsys.readouterr().err, got[0] if got else None
+
+    return call
+
+
+def failing(error: Exception) -> Callable[[DictConfig], None]:
+    def stage(config: DictConfig) -> None:
+        raise error
+
+    return stage
+
+
+def test_overrides_reach_the_stage(launch: Call) -> None:
+    code, err, config = launch(*GIVEN, "model=small", "optimizer.lr=0.25")
+    assert (code, err) == (0, "")
+    assert config is not None
+    assert config.optimizer.lr == 0.25
+    assert config.model.architecture.hidden_size == 1024
+
+
+def test_nothing_is_written_and_nobody_moves(launch: Call, tmp_path: Path) -> None:
+    places = []
+    launch(*GIVEN, stage=lambda config: places.append(Path.cwd()))
+    assert places == [tmp_path]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("trainer.max_step=5", "trainer.max_steps"),
+        ("optimizer.learning_rate=5", "optimizer.lr"),
+        ("zzzzzzzz=5", None),
+        ("optimizer.weight_decy=5", "optimizer.weight_decay"),
+        ("data.globl_batch_size=5", "data.global_batch_size"),
+        ("sampels.every=5", "samples.every"),
+        ("max_steps=5", "trainer.max_steps"),
+        ("ouput=5", "output"),
+        ("modle=tiny", "model"),
+    ],
+)
+def test_a_mistyped_setting_is_named_with_its_nearest(launch: Call, override: str, nearest: str | None) -> None:
+    code, err, config = launch(*GIVEN, override)
+    assert (code, config) == (1, None)
+    key = override.partition("=")[0]
+    hint = "" if nearest is None else f"; the nearest is {nearest}"
+    assert err == f"error: there is no setting {key}{hint}\n"
+
+
+def test_a_mistyped_choice_is_named_with_its_nearest(launch: Call) -> None:
+    code, err, config = launch(*GIVEN, "model=smal")
+    assert (code, config) == (1, None)
+    assert err.startswith("error: there is no model=smal; the nearest is small. There are: inherited, large, ")
+    assert err.count("\n") == 1
+
+
+def test_an_override_that_cannot_be_read(launch: Call) -> None:
+    code, err, _ = launch(*GIVEN, "optimizer.lr")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "optimizer.lr" in err
+    assert err.count("\n") == 1
+
+
+def test_a_setting_that_exists_cannot_be_added(launch: Call) -> None:
+    code, err, _ = launch(*GIVEN, "+seed=3")
+    assert (code, err) == (1, "error: seed exists already; write it without the +\n")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ([1], "init_from is not given; add init_from=..."),
+        ([0, 3], "data.path and trainer.max_steps are not given; add data.path=... trainer.max_steps=..."),
+    ],
+)
+def test_settings_that_were_not_given(launch: Call, left_out: list[int], message: str) -> None:
+    code, err, config = launch(*(argument for number, argument in enumerate(GIVEN) if number not in left_out))
+    assert (code, err, config) == (1, f"error: {message}\n", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("two\nlines"), FileNotFoundError("two lines"), CheckpointError("two lines"), OSError("two lines")],
+)
+def test_an_error_of_the_users_is_one_line(launch: Call, error: Exception) -> None:
+    code, err, _ = launch(*GIVEN, stage=failing(error))
+    assert (code, err) == (1, "error: two lines\n")
+
+
+def test_an_error_of_ours_keeps_its_traceback(launch: Call) -> None:
+    with pytest.raises(AssertionError, match="our bug"):
+        launch(*GIVEN, stage=failing(AssertionError("our bug")))
+
+
+def test_the_traceback_can_be_asked_for(launch: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSICGEN_TRAIN_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="theirs"):
+        launch(*GIVEN, stage=failing(ValueError("theirs")))
+
+
+def test_an_interrupt_is_no_error_of_anybodys(launch: Call) -> None:
+    def interrupt(config: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    code, err, _ = launch(*GIVEN, stage=interrupt)
+    assert (code, err) == (130, "interrupted\n")
+
+
+def test_wandb_stays_offline_unless_told(launch: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.delenv("WANDB_MODE")
+    launch(*GIVEN, stage=lambda config: seen.append(os.environ["WANDB_MODE"]))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    launch(*GIVEN, stage=lambda config: seen.append(os.environ["WANDB_MODE"]))
+    assert seen == ["offline", "online"]
+
+
+def test_the_real_command_says_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/train.py"), f"data.path={tmp_path}/none", f"output={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, "init_from=scratch", "model=tiny", "trainer.max_steps=1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    expected = (
+        f"error: {tmp_path}/none is no latent dataset: it has no manifest.json. Make one with scripts/preprocess.py"
+    )
+    assert done.stderr.strip() == expected
+    assert list(tmp_path.iterdir()) == []
