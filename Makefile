@@ -25,7 +25,7 @@ DEMO := outputs/demo
 .PHONY: demo
 demo: install  ## Make music from nothing: corpus, encoders, latents, training, report (2 cores, under 10 minutes)
 	rm -rf $(DEMO)
-	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 48 --seconds 15 --seed 0
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 15 --seed 0
 	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders --seed 0
 	$(BIN)/python scripts/preprocess.py input=$(DEMO)/music output=$(DEMO)/latents encoders=$(DEMO)/encoders \
 		clip_seconds=5 split.validation=0.15

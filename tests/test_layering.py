@@ -17,9 +17,23 @@ LAYERS = {
     "models": {"hub", "models"},
     "processing": {"hub", "processing", "models.config"},
     "convert": {"convert", "hub", "models", "processing"},
+    "audio": {"audio"},
+    "latents": {"hub", "latents", "models"},
+    "preprocess": {"audio", "hub", "latents", "models", "preprocess", "processing"},
+    "data": {"data", "hub", "latents", "models"},
+    "training": {"audio", "convert", "data", "hub", "latents", "models", "processing", "training"},
+    "evaluation": {"audio", "data", "evaluation", "hub", "latents", "models", "processing", "training"},
+    "demo": {"audio", "demo", "hub", "models", "processing"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
-ALLOWED_FOREIGN = {"convert": {"omegaconf"}}
+ALLOWED_FOREIGN = {
+    "convert": {"omegaconf"},
+    "latents": {"datasets"},
+    "preprocess": {"datasets", "omegaconf"},
+    "data": {"datasets", "lightning"},
+    "training": {"datasets", "hydra", "lightning", "omegaconf", "wandb"},
+    "evaluation": {"omegaconf"},
+}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))

@@ -45,6 +45,8 @@ _INNER_BANDS = 64
 _SCALE = 0.05
 # Bands are weighted by their power to minus this: 0 is best for SI-SDR and deaf to high bands, 0.5 treats all alike.
 _WHITENING = 0.125
+# With fewer, codebooks repeat their frames exactly and leave nothing for those after them to learn from.
+_FRAMES_PER_ENTRY = 3
 
 
 def demo_codec_config() -> EncodecConfig:
@@ -77,15 +79,14 @@ def make_codec(audio: Sequence[torch.Tensor], seed: int, rounds: int = 6) -> Enc
         The codec, in eval mode.
 
     Raises:
-        ValueError: the audio has fewer than two frames for each entry of a codebook.
+        ValueError: the audio has fewer than three frames for each entry of a codebook.
     """
     config = demo_codec_config()
-    frames = sum(math.ceil(len(clip) / HOP) for clip in audio)
-    # Codebooks that repeat their few frames exactly leave nothing for the codebooks after them to learn from.
-    if frames < 2 * config.codebook_size:
+    frames, needed = sum(math.ceil(len(clip) / HOP) for clip in audio), _FRAMES_PER_ENTRY * config.codebook_size
+    if frames < needed:
         raise ValueError(
-            f"{frames} frames of audio are too few for codebooks of {config.codebook_size} entries; give "
-            f"{2 * config.codebook_size} or more, which are {2 * config.codebook_size * HOP / config.sampling_rate:.0f} s"
+            f"{frames} frames of audio are too few for codebooks of {config.codebook_size} entries; give {needed} or "
+            f"more, which are {needed * HOP / config.sampling_rate:.0f} s"
         )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -208,18 +209,18 @@ def _gathering_kernel(width: int, stride: int) -> torch.Tensor:
 
 
 def _write(kernel: Kernel, values: torch.Tensor) -> None:
-    """Write a convolution's weight; outputs and inputs beyond those of `values` keep random weights and hear nothing.
+    """Write a convolution's weight; what `values` does not reach keeps random weights and is not listened to.
 
-    Outputs of the weight's first axis that `values` leaves at zero get a magnitude of zero and keep their direction.
+    Rows of zeros get a magnitude of zero and keep their random direction, since zero has none.
     """
     magnitude, direction = _normed(kernel).original0, _normed(kernel).original1
     first, second, _ = values.shape
-    direction[:first, second:] = 0.0
-    direction[:first, :second] = values
-    magnitude[:first] = torch.linalg.vector_norm(direction[:first], dim=(1, 2), keepdim=True)
+    norms = torch.linalg.vector_norm(values, dim=(1, 2), keepdim=True)
+    written = norms.flatten() > 0
+    direction[:first, second:][written] = 0.0
+    direction[:first, :second][written] = values[written]
+    magnitude[:first] = norms
     kernel.bias.zero_()
-    silent = (magnitude == 0).flatten()
-    direction[silent] = torch.randn_like(direction[silent])
 
 
 def _normed(kernel: Kernel) -> MagnitudeAndDirection:

@@ -21,6 +21,7 @@ from musicgen_train.demo.text import make_text_encoder, make_tokenizer
 from musicgen_train.hub.folder import atomic_folder, read_json, write_json
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.decoder import MusicgenForCausalLM
+from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
@@ -78,11 +79,8 @@ def demo_encoders(
         say(f"measuring the codec on {held_out_clips} other clips")
         quality = measure(codec, list(_clips(_HELD_OUT_SEED + seed, held_out_clips)))
         settings["quality"] = _rounded(quality)
-    text_encoder = make_text_encoder(seed)
-    decoder = _make_decoder(seed)
+    model = _make_composite(codec, seed)
     with atomic_folder(target) as staging:
-        model = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
-        model.generation_config = GenerationConfig.for_decoder(decoder.config)
         model.save_pretrained(staging)
         tokenizer = make_tokenizer(staging)
         extractor = EncodecFeatureExtractor(
@@ -101,7 +99,7 @@ def quality_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return quality
 
 
-def _make_decoder(seed: int) -> MusicgenForCausalLM:
+def _make_composite(codec: EncodecModel, seed: int) -> MusicgenForConditionalGeneration:
     config = MusicgenDecoderConfig(
         hidden_size=128,
         num_hidden_layers=2,
@@ -109,9 +107,13 @@ def _make_decoder(seed: int) -> MusicgenForCausalLM:
         ffn_dim=512,
         dropout=0.0,
     )
+    text_encoder = make_text_encoder(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MusicgenForCausalLM(config).eval()
+        decoder = MusicgenForCausalLM(config).eval()
+        model = MusicgenForConditionalGeneration(text_encoder=text_encoder, audio_encoder=codec, decoder=decoder)
+    model.generation_config = GenerationConfig.for_decoder(config)
+    return model
 
 
 def _clips(seed: int, count: int) -> Iterator[torch.Tensor]:

@@ -41,6 +41,7 @@ from musicgen_train.evaluation.settings import EvaluationSettings
 from musicgen_train.evaluation.signal_statistics import SignalStatistics, measure, warnings_of
 from musicgen_train.evaluation.split import Condition, SplitClips, choose_split, spread_rows
 from musicgen_train.hub.folder import write_json
+from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.generation import window_frames
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
@@ -208,8 +209,6 @@ class Evaluation:
         )
 
     def _open_dataset(self) -> LatentDataset | None:
-        from musicgen_train.latents.manifest import Manifest
-
         if self.settings.data_path is None:
             return None
         manifest = Manifest.load(self.settings.data_path)

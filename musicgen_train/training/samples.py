@@ -51,7 +51,6 @@ class SamplePrompts(lightning.Callback):
         composite: the frozen encoders around the very decoder and projection that are trained.
         processor: of its text.
         folder: where to.
-        sampling_rate, frame_rate: of the codec, in Hz.
     """
 
     def __init__(
