@@ -100,7 +100,7 @@ def test_the_report_has_a_file_per_prompt_and_all_numbers(made: Path) -> None:
     report = made / "report"
     results = json.loads((report / "results.json").read_text())
     assert "a fast techno track with a bright lead" in (report / "report.html").read_text()
-    files = [path for path in report.rglob("*.wav")]
+    files = list(report.rglob("*.wav"))
     assert len(files) >= 2
     for path in files:
         audio, rate = soundfile.read(path)

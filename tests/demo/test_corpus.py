@@ -218,6 +218,8 @@ def test_swing_delays_the_off_beats_only() -> None:
     assert house.seconds_at(3.5) == pytest.approx(1.75)
     assert jazz.seconds_at(3.0) == pytest.approx(1.5)
     assert jazz.seconds_at(3.5) == pytest.approx(1.5 + 0.65 * 0.5)
+    assert jazz.seconds_at(3.25) == pytest.approx(1.5 + 0.65 * 0.25)
+    assert jazz.seconds_at(3.75) == pytest.approx(2 - 0.35 * 0.25)
 
 
 def test_notes_belong_to_the_key() -> None:
