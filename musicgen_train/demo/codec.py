@@ -19,8 +19,9 @@ Axis letters: N samples of a window, K bands, B batch, T frames, D width of a la
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -47,6 +48,7 @@ _SCALE = 0.05
 _WHITENING = 0.125
 # With fewer, codebooks repeat their frames exactly and leave nothing for those after them to learn from.
 _FRAMES_PER_ENTRY = 3
+_BATCH = 16
 
 
 def demo_codec_config() -> EncodecConfig:
@@ -106,7 +108,18 @@ def make_codec(audio: Sequence[torch.Tensor], seed: int, rounds: int = 6) -> Enc
 @torch.no_grad()
 def latents_of(codec: EncodecModel, audio: Sequence[torch.Tensor]) -> torch.Tensor:
     """What the encoder makes of clips, one after the other: each `(samples,)`, together `(T, D)`."""
-    return torch.cat([codec.encoder(clip.view(1, -1, 1))[0] for clip in audio])
+    return torch.cat([codec.encoder(rows.transpose(1, 2)).flatten(0, 1) for rows in batches(audio)])
+
+
+def batches(audio: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Clips `(samples,)` as batches `(B, 1, samples)`, in order; neighbours of one length share a batch.
+
+    One by one, an LSTM would be called for every single frame, which costs much more than its arithmetic.
+    """
+    for _, neighbours in itertools.groupby(audio, key=len):
+        clips = list(neighbours)
+        for start in range(0, len(clips), _BATCH):
+            yield torch.stack(clips[start : start + _BATCH])[:, None]
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """How good a codec is: measures of its round trip and of the use of its codebooks.
 
-Axis letters: K codebooks, T frames, V codes of a codebook, B mel bands, N frequencies.
+Axis letters: B batch, K codebooks, T frames, V codes of a codebook, M mel bands, N frequencies.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from musicgen_train.demo.codec import batches
 from musicgen_train.models.encodec import EncodecModel
 
 _WINDOW, _HOP, _BANDS = 2048, 512, 80
@@ -39,12 +40,12 @@ class CodecQuality:
 @torch.no_grad()
 def measure(codec: EncodecModel, audio: Sequence[torch.Tensor]) -> CodecQuality:
     """Code and decode clips, each float32 `(samples,)`."""
-    codes_KT, decoded = [], []
-    for clip in audio:
-        output = codec(clip.view(1, 1, -1), bandwidth=codec.config.target_bandwidths[-1])
-        codes_KT.append(output.audio_codes[0, 0])
-        decoded.append(output.audio_values[0, 0])
-    codes = torch.cat(codes_KT, dim=1)
+    codes_BKT, decoded = [], []
+    for rows in batches(audio):
+        output = codec(rows, bandwidth=codec.config.target_bandwidths[-1])
+        codes_BKT.append(output.audio_codes[0])
+        decoded += list(output.audio_values[:, 0])
+    codes = torch.cat([codes.transpose(0, 1).flatten(1) for codes in codes_BKT], dim=1)
     counts = [torch.bincount(row, minlength=codec.config.codebook_size) for row in codes]
     distances = [mel_distance(before, after) for before, after in zip(audio, decoded, strict=True)]
     return CodecQuality(
@@ -82,7 +83,7 @@ def _log_mel(audio: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 def mel_bands(bands: int, frequencies: int, sampling_rate: int) -> torch.Tensor:
-    """Triangles that are evenly spaced in mel (2595 log10(1 + f / 700)), each summing to one; `(B, N)`."""
+    """Triangles that are evenly spaced in mel (2595 log10(1 + f / 700)), each summing to one; `(M, N)`."""
     top = 2595 * math.log10(1 + sampling_rate / 2 / 700)
     corners = 700 * (10 ** (torch.linspace(0, top, bands + 2, dtype=torch.float64) / 2595) - 1)
     frequency = torch.linspace(0, sampling_rate / 2, frequencies, dtype=torch.float64)
