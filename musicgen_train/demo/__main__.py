@@ -75,8 +75,13 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _encoders(options: argparse.Namespace) -> None:
+    import torch
+
     from musicgen_train.demo.encoders import demo_encoders, quality_of
 
+    # The networks are too small to share: where something else uses a core, threads that wait for each other at every
+    # frame of an LSTM take twenty times as long as one.
+    torch.set_num_threads(1)
     folder = demo_encoders(
         options.output,
         options.seed,
