@@ -490,7 +490,7 @@ class MusicgenDecoderLayer(nn.Module):
             hidden_BSD = hidden_BSD + self._dropout(attended_BSD)
 
         normed_BSD = self.final_layer_norm(hidden_BSD)
-        inner = F.dropout(self.activation(self.fc1(normed_BSD)), self.config.activation_dropout, self.training)
+        inner = F.dropout(self._activate(self.fc1(normed_BSD)), self.config.activation_dropout, self.training)
         hidden_BSD = hidden_BSD + self._dropout(self.fc2(inner))
         return hidden_BSD, weights, cross_weights
 
@@ -504,6 +504,12 @@ class MusicgenDecoderLayer(nn.Module):
         if cache is not None:
             cache.set_cross(index, keys_values)
         return keys_values
+
+    def _activate(self, inner: torch.Tensor) -> torch.Tensor:
+        if self.config.activation_function == "gelu" and not torch.is_grad_enabled():
+            # The layer's widest tensor is overwritten: fresh memory for it costs more time than the function itself.
+            return torch.ops.aten.gelu_(inner)
+        return self.activation(inner)
 
     def _dropout(self, states: torch.Tensor) -> torch.Tensor:
         return F.dropout(states, self.config.dropout, self.training)
