@@ -17,16 +17,17 @@ from musicgen_train import MusicgenForConditionalGeneration
 pytestmark = pytest.mark.heavy
 
 MEASURE_LOADING = """
-import json, resource, sys, time
+import json, re, sys, time
 from musicgen_train import MusicgenForConditionalGeneration
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this program; getrusage would count the process that started it too
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 start = time.perf_counter()
 model = MusicgenForConditionalGeneration.from_pretrained(sys.argv[1])
 seconds = time.perf_counter() - start
-loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loaded = peak()
 total = sum(float(p.sum()) for p in model.parameters())
-touched = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "load_kib": loaded - before, "touch_kib": touched - before, "total": total}))
+print(json.dumps({"seconds": seconds, "load_kib": loaded - before, "touch_kib": peak() - before, "total": total}))
 """
 
 
@@ -60,7 +61,7 @@ def test_loading_takes_little_more_memory_than_the_model(folder: Path) -> None:
     print(f"\n{size / 2**20:.0f} MiB of weights: {json.dumps(measured)}")
     # Mapped files: loading itself touches next to nothing, using every weight the size of the file.
     assert measured["load_kib"] * 1024 < 0.2 * size
-    assert measured["touch_kib"] * 1024 < 1.15 * size
+    assert 0.9 * size < measured["touch_kib"] * 1024 < 1.15 * size
 
 
 def test_forward_and_codes_equal_the_reference(folder: Path) -> None:
