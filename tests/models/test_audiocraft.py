@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from audiocraft_models import Fixture, model_of
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -22,36 +23,9 @@ from musicgen_train.models.initialization import initialize_like_audiocraft
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
-Fixture = dict[str, torch.Tensor]
-
 
 def fixture_of(name: str) -> Fixture:
     return load_file(ASSETS / "audiocraft" / f"{name}.safetensors")
-
-
-def model_of(fixture: Fixture, channels: int = 1) -> tuple[MusicgenForCausalLM, nn.Linear]:
-    """Our decoder and projection with the fixture's weights."""
-    state = {key.removeprefix("state."): value for key, value in fixture.items() if key.startswith("state.")}
-    decoder_state, projection_state = lm_to_hub(state)
-    special, width = state["emb.0.weight"].shape[0] - 1, state["emb.0.weight"].shape[1]
-    config = MusicgenDecoderConfig(
-        vocab_size=special,
-        pad_token_id=special,
-        bos_token_id=special,
-        hidden_size=width,
-        ffn_dim=4 * width,
-        num_attention_heads=4,
-        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("transformer.layers.")),
-        num_codebooks=sum(key.startswith("emb.") for key in state),
-        audio_channels=channels,
-        dropout=0.0,
-    )
-    model = MusicgenForCausalLM(config).eval()
-    model.load_state_dict(decoder_state)
-    assert projection_state is not None
-    projection = nn.Linear(projection_state["weight"].shape[1], width)
-    projection.load_state_dict(projection_state)
-    return model, projection
 
 
 @pytest.fixture(params=[("lm_mono_A", 1), ("lm_stereo_A", 2)], ids=["mono", "stereo"])

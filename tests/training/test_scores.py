@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from audiocraft_models import Fixture, model_of
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -21,8 +22,6 @@ from musicgen_train.training.schedule import ScheduleSettings
 from musicgen_train.training.scores import Scores, counts_of, metric_names
 
 ASSETS = Path(__file__).parents[1] / "assets" / "audiocraft"
-
-Fixture = dict[str, torch.Tensor]
 
 
 def module_around(decoder: MusicgenForCausalLM, projection: nn.Linear | None, **options: Any) -> MusicgenTraining:
@@ -38,26 +37,7 @@ def module_around(decoder: MusicgenForCausalLM, projection: nn.Linear | None, **
 
 def module_of(fixture: Fixture, channels: int) -> MusicgenTraining:
     """A module with the fixture's weights that, like audiocraft, attends to padded text."""
-    state = {key.removeprefix("state."): value for key, value in fixture.items() if key.startswith("state.")}
-    decoder_state, projection_state = lm_to_hub(state)
-    assert projection_state is not None
-    special, width = state["emb.0.weight"].shape[0] - 1, state["emb.0.weight"].shape[1]
-    config = MusicgenDecoderConfig(
-        vocab_size=special,
-        pad_token_id=special,
-        bos_token_id=special,
-        hidden_size=width,
-        ffn_dim=4 * width,
-        num_attention_heads=4,
-        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("transformer.layers.")),
-        num_codebooks=sum(key.startswith("emb.") for key in state),
-        audio_channels=channels,
-        dropout=0.0,
-    )
-    decoder = MusicgenForCausalLM(config)
-    decoder.load_state_dict(decoder_state)
-    projection = nn.Linear(projection_state["weight"].shape[1], width)
-    projection.load_state_dict(projection_state)
+    decoder, projection = model_of(fixture, channels)
     return module_around(decoder, projection, attend_to_padding=True)
 
 
