@@ -23,20 +23,32 @@ $(INSTALLED): pyproject.toml
 DEMO := outputs/demo
 
 .PHONY: demo
-demo: install  ## Make music from nothing: corpus, encoders, latents, training, report (2 cores, under 10 minutes)
+demo: install  ## Make music: a corpus, latents, fine-tuning of the small model that ships, report (2 cores, under 10 minutes)
 	rm -rf $(DEMO)
-	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 15 --seed 0
-	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders --seed 0
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 15.36 --seed 0
+	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders
 	$(BIN)/python scripts/preprocess.py input=$(DEMO)/music output=$(DEMO)/latents encoders=$(DEMO)/encoders \
-		clip_seconds=5 split.validation=0.15
-	$(BIN)/python scripts/train.py experiment=demo data.path=$(DEMO)/latents encoders=$(DEMO)/encoders \
+		clip_seconds=15.36 split.validation=0.15
+	$(BIN)/python scripts/train.py experiment=demo data.path=$(DEMO)/latents init_from=$(DEMO)/encoders \
 		output=$(DEMO)/run
 	$(BIN)/python scripts/evaluate.py model=$(DEMO)/run output=$(DEMO)/report prompts=configs/demo_prompts.txt \
-		data.path=$(DEMO)/latents max_new_tokens=253 seed=0
+		data.path=$(DEMO)/latents max_new_tokens=503 control.clips=33 control.guidance_scale=[1,3] seed=0
 	@echo
 	@echo 'Open $(DEMO)/report/report.html: samples with spectrograms, each number explained beside it.'
-	@echo 'The cross-entropy starts near ln(2048) = 7.62, which is guessing; below the unigram entropy the model has'
-	@echo 'learned more than which codes are common. Samples of so small a model are sketches of the recordings.'
+
+DEMO_MODEL := outputs/demo-model
+
+.PHONY: demo-model
+demo-model: install  ## Make the encoders and the decoder that ship anew, from seeds (2 cores, some hours; killed, it goes on)
+	$(BIN)/python -m musicgen_train.demo train-encoders $(DEMO_MODEL)/encoders
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO_MODEL)/music --tracks 2000 --seconds 15.36 --seed 11
+	test -d $(DEMO_MODEL)/latents || $(BIN)/python scripts/preprocess.py input=$(DEMO_MODEL)/music \
+		output=$(DEMO_MODEL)/latents encoders=$(DEMO_MODEL)/encoders/composite clip_seconds=15.36 split.validation=0.04
+	$(BIN)/python scripts/train.py experiment=demo_model data.path=$(DEMO_MODEL)/latents \
+		init_from=$(DEMO_MODEL)/encoders/composite output=$(DEMO_MODEL)/run resume=auto
+	$(BIN)/python scripts/train.py experiment=demo_model_long data.path=$(DEMO_MODEL)/latents \
+		init_from=$(DEMO_MODEL)/run/composite output=$(DEMO_MODEL)/run-long resume=auto
+	$(BIN)/python -m musicgen_train.demo ship $(DEMO_MODEL)/run-long/composite $(DEMO_MODEL)/encoders/composite
 
 .PHONY: test
 test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)

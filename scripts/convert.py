@@ -1,8 +1,9 @@
-"""Convert MusicGen checkpoints between audiocraft and the Hugging Face hub, and mono models to stereo.
+"""Convert MusicGen checkpoints between audiocraft and the Hugging Face hub, mono models to stereo, merge adapters.
 
     python scripts/convert.py from-audiocraft SOURCE OUTPUT     audiocraft's two files -> a folder of the hub
     python scripts/convert.py to-audiocraft FOLDER OUTPUT       a folder of the hub -> audiocraft's two files
     python scripts/convert.py to-stereo FOLDER OUTPUT           a mono folder -> the start of a stereo model
+    python scripts/convert.py merge-adapter ADAPTER OUTPUT      an adapter and its base -> a folder of the hub
 
 Each command has a --help. Without a command, from-audiocraft is meant:
 
@@ -87,6 +88,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("folder", help="a mono composite or decoder in the hub's layout, or a hub id")
     command.add_argument("output", help="the folder to write")
 
+    command = commands.add_parser("merge-adapter", help="an adapter of a training run, and its base, to one model")
+    command.add_argument("adapter", help="the folder of the adapter, such as RUN/adapter")
+    command.add_argument("output", help="the folder to write")
+    command.add_argument("--base", help="where the model that it was trained on is now (default: where it was)")
+
     for command in commands.choices.values():
         command.add_argument("--overwrite", action="store_true", help="replace files that the output folder has")
 
@@ -116,6 +122,8 @@ def convert(options: argparse.Namespace) -> Conversion:
         return hub_to_audiocraft(
             options.folder, options.output, text_encoder=options.text_encoder_name, overwrite=options.overwrite
         )
+    if options.command == "merge-adapter":
+        return merge(options)
     if options.command == "to-stereo":
         return expand_folder_to_stereo(options.folder, options.output, overwrite=options.overwrite)
     lm_file, codec_beside = find_audiocraft_files(options.source)
@@ -130,6 +138,29 @@ def convert(options: argparse.Namespace) -> Conversion:
         size=options.size,
         dtype=getattr(torch, options.dtype),
         overwrite=options.overwrite,
+    )
+
+
+def merge(options: argparse.Namespace) -> Conversion:
+    """Do what merge-adapter asks for."""
+    from pathlib import Path
+
+    from musicgen_train.convert.folders import Conversion
+    from musicgen_train.training.adapted import merge_adapter
+
+    output = Path(options.output).expanduser()
+    if not options.overwrite and output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; choose another folder, or add --overwrite")
+    model = merge_adapter(options.adapter, output, options.base)
+    parts = [model.decoder, *([] if model.enc_to_dec_proj is None else [model.enc_to_dec_proj])]
+    files = sorted(path for path in output.iterdir() if path.is_file())
+    return Conversion(
+        folder=output,
+        files=tuple(path.name for path in files),
+        decoder=model.config.decoder,
+        parameters=sum(value.numel() for part in parts for value in part.parameters()),
+        size=sum(path.stat().st_size for path in files),
+        compared="all tensors",
     )
 
 

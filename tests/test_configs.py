@@ -17,7 +17,18 @@ from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.launch import CONFIG_FOLDER
 from musicgen_train.training.run import read_settings, run
 
-GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "callbacks", "logger", "experiment")
+GROUPS = (
+    "model",
+    "data",
+    "adapter",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "callbacks",
+    "logger",
+    "hardware",
+    "experiment",
+)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
 FILES = sorted([*(CONFIG_FOLDER / f"{group}/{name}.yaml" for group, name in CHOICES), CONFIG_FOLDER / "train.yaml"])
 GIVEN = ["data.path=LATENTS", "output=RUN"]
@@ -41,7 +52,8 @@ def test_the_groups_are_not_empty() -> None:
 def test_every_choice_composes_into_settings(group: str, name: str) -> None:
     needs = [] if (group, name) == ("experiment", "scratch") else ["init_from=MODEL"]
     steps = [] if group == "experiment" and name != "demo" else [STEPS]
-    config = compose("train", *GIVEN, *needs, *steps, f"{group}={name}")
+    given = ["data.mix=[{path: LATENTS}]", "output=RUN"] if (group, name) == ("data", "mix") else GIVEN
+    config = compose("train", *given, *needs, *steps, f"{group}={name}")
     settings = read_settings(config)
     assert settings.max_steps >= 1
     instantiate(config.optimizer)
@@ -61,7 +73,9 @@ _SELF_EXPLAINING |= {"project", "save_dir", "offline", "checks", "samples", "exp
 _SELF_EXPLAINING |= {"early_stopping", "wandb", "shape", "architecture"}
 
 
-@pytest.mark.parametrize("name", ["train", "data/latents", "trainer/auto", "model/inherited", "schedule/cosine"])
+@pytest.mark.parametrize(
+    "name", ["train", "data/latents", "data/mix", "trainer/auto", "model/inherited", "schedule/cosine", "adapter/lora"]
+)
 def test_settings_are_explained_where_they_stand(name: str) -> None:
     lines = (CONFIG_FOLDER / f"{name}.yaml").read_text().splitlines()
     for number, line in enumerate(lines):
@@ -106,7 +120,7 @@ def test_every_experiment_runs(name: str, latents: Path, tmp_path: Path) -> None
         "samples.seconds": 0.2,
         "trainer.max_steps": 3,
     }
-    if name in ("scratch", "demo"):
+    if name == "scratch":
         small["model"] = "tiny"
         small |= {"model.architecture.hidden_size": 16, "model.architecture.ffn_dim": 24}
     else:

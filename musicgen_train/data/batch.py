@@ -44,6 +44,10 @@ class Batch:
     None outside training."""
     index: int = 0
     """Number of this micro-batch in the run."""
+    clips: tuple[tuple[int, int], ...] = ()
+    """Of each clip the number of its dataset in the mix and its row there."""
+    dataset: int = 0
+    """Number in the mix of the dataset that a validation batch is of."""
 
     def __len__(self) -> int:
         return self.codes.shape[0]

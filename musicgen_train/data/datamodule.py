@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -14,19 +17,31 @@ from torch.utils.data import DataLoader, Dataset
 
 from musicgen_train.data.batch import Batch, Example, collate, nothing
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.data.stream import MicroBatch, MicroBatchSampler, StepStream, micro_batches_per_step
+from musicgen_train.data.mix import MixOrder, MixPart, require_compatible
+from musicgen_train.data.stream import (
+    Draw,
+    MicroBatch,
+    MicroBatchSampler,
+    StepStream,
+    Stretch,
+    micro_batches_per_step,
+)
 from musicgen_train.latents.manifest import Manifest
 
 # Keeps the generators of clips apart from those of the stream's order.
 _CLIP = 2
+# Enough to tell how much of a run's batches is padding.
+_STEPS_LOOKED_AT = 128
 
 
 @dataclass(kw_only=True)
 class DataSettings:
     """What is read, and how it is cut into batches."""
 
-    path: str
-    """The latent dataset's folder."""
+    path: str | None
+    """The latent dataset's folder; None for a mix."""
+    mix: list[Any] | None = None
+    """Several latent datasets, each as {path: FOLDER, weight: NUMBER} and maybe a name; see `MixPart`."""
     crop_seconds: float | None
     """Longer clips are cut to this length at a random place; None for whole clips."""
     global_batch_size: int
@@ -41,6 +56,8 @@ class DataSettings:
     """Processes that read; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
+        self.parts = self._parts()
+        """The datasets; one where `path` is given."""
         if not 0 <= self.cfg_dropout <= 1:
             raise ValueError(f"data.cfg_dropout is {self.cfg_dropout}; it must be 0 to 1")
         if self.crop_seconds is not None and self.crop_seconds <= 0:
@@ -49,6 +66,20 @@ class DataSettings:
             raise ValueError(f"data.global_batch_size is {self.global_batch_size}; it must be 1 or more")
         if self.validation_clips is not None and self.validation_clips < 0:
             raise ValueError(f"data.validation_clips is {self.validation_clips}; it must be 0 or more, or null for all")
+
+    def _parts(self) -> list[MixPart]:
+        if (self.path is None) == (self.mix is None):
+            raise ValueError("give either data.path=LATENTS for one dataset, or data=mix with data.mix for several")
+        if self.path is not None:
+            return [MixPart(path=self.path)]
+        parts = [MixPart.from_config(values) for values in self.mix or []]
+        names = [part.name for part in parts]
+        if len(set(names)) < max(1, len(names)):
+            raise ValueError(
+                f"data.mix has the datasets {', '.join(names) or '(none)'}; it needs one or more, each with a name of "
+                "its own: add name: NAME where folders are called alike"
+            )
+        return parts
 
     def micro_batch(self, world_size: int) -> int:
         """Clips that each of so many devices takes at once.
@@ -74,8 +105,9 @@ class DataSettings:
 class LatentDataModule(lightning.LightningDataModule):
     """Batches for training and validation.
 
-    Where a run stands in its data is the number of optimizer steps it has made; that is saved in its checkpoints, and
-    the loader goes on from there, mid-pass or not.
+    Where a run stands in its data is the number of optimizer steps it has made, with which global batches; that is
+    saved in its checkpoints. The loader goes on from there, mid-pass or not, whatever the number of workers and
+    devices, and with another global batch where that is asked for: no clip is repeated or left out in its pass.
 
     Args:
         settings: see `DataSettings`.
@@ -84,7 +116,8 @@ class LatentDataModule(lightning.LightningDataModule):
         world_size: devices that train.
 
     Raises:
-        FileNotFoundError, ValueError: there is no dataset, it is damaged, or the batch sizes do not fit.
+        FileNotFoundError, ValueError: there is no dataset, it is damaged, datasets of a mix do not belong together, or
+            the batch sizes do not fit.
     """
 
     def __init__(self, settings: DataSettings, *, seed: int, total_steps: int, world_size: int = 1) -> None:
@@ -96,11 +129,20 @@ class LatentDataModule(lightning.LightningDataModule):
         self._seed = seed
         self._world_size = world_size
         self._steps_done = 0
-        train = LatentDataset(settings.path, "train")
-        self.manifest: Manifest = train.manifest
+        mix = MixOrder([part.weight for part in settings.parts])
+        self.shares: list[float] = mix.shares.tolist()
+        """Of each dataset among the clips that are trained on."""
+        train = [LatentDataset(part.path, "train") for part in settings.parts]
+        self.manifest: Manifest = train[0].manifest
+        """Of the first dataset; all of a mix agree in what a model has to fit."""
+        for part, dataset in zip(settings.parts, train, strict=True):
+            require_compatible(self.manifest, settings.parts[0].path, dataset.manifest, part.path)
         self.train_clips = TrainingClips(train, self.crop_frames, settings.cfg_dropout, seed)
         self.validation_clips = self._validation_clips()
-        self.stream = StepStream(self.train_clips.frames, settings.global_batch_size, seed)
+        self._make_stream = functools.partial(
+            StepStream, self.train_clips.frames_of, settings.global_batch_size, seed, mix=mix
+        )
+        self.stream = self._make_stream()
 
     @property
     def crop_frames(self) -> int | None:
@@ -110,11 +152,11 @@ class LatentDataModule(lightning.LightningDataModule):
     @property
     def padding_share(self) -> float:
         """The share of padding in training batches, estimated on the first steps."""
-        return self.stream.padding_share(self.micro_batch, min(self.total_steps, 2 * self.stream.window_steps))
+        return self.stream.padding_share(self.micro_batch, min(self.total_steps, _STEPS_LOOKED_AT))
 
     def probe(self, frames: int) -> Batch:
         """The beginning of one training clip with its first caption, as a batch of one: cheap to run a model on."""
-        clips = self.train_clips.dataset
+        clips = self.train_clips.datasets[0]
         clip = clips[0]
         states = clips.states(clip.captions[0]) if clip.captions else None
         return collate([Example(clip.codes_KT[:, :frames], states)], self.manifest.text_width)
@@ -138,9 +180,37 @@ class LatentDataModule(lightning.LightningDataModule):
         batches = self.validation_clips.batches(self.micro_batch, rank, self._world_size)
         return DataLoader(self.validation_clips, sampler=batches, **self._loading())
 
+    @property
+    def validation_losses(self) -> dict[int, str]:
+        """What the losses of the datasets of a mix are logged under, by their number; none where there is one."""
+        if self.validation_clips is None or len(self.settings.parts) == 1:
+            return {}
+        return {number: f"val/loss_{self.settings.parts[number].name}" for number in self.validation_clips.datasets}
+
+    def passes(self, steps: int) -> float:
+        """How often the first steps of the run go through the clips; through those of all datasets together."""
+        draws = sum(stretch.steps * stretch.global_batch for stretch in self.stream.done(steps))
+        return draws / sum(len(dataset) for dataset in self.train_clips.datasets)
+
+    def describe_mix(self) -> list[str]:
+        """A line per dataset of a mix: its share, and how often a run goes through it; none where there is one."""
+        if len(self.settings.parts) == 1:
+            return []
+        draws = self.total_steps * self.settings.global_batch_size
+        return [
+            f"data: {share:.1%} of the clips from {part.name} ({part.path}): {len(dataset)} clips, "
+            f"{dataset.seconds / 3600:.2f} h, {draws * share / len(dataset):.1f} passes"
+            for part, dataset, share in zip(self.settings.parts, self.train_clips.datasets, self.shares, strict=True)
+        ]
+
+    def describe_clips(self, clips: Iterable[tuple[int, int]]) -> list[str]:
+        """Where training clips are from, for people: dataset, row, track and second; see `Batch.clips`."""
+        return [self.train_clips.describe(dataset, row) for dataset, row in clips]
+
     def state_dict(self) -> dict[str, Any]:
+        # Steps that were made, not batches that were fetched: workers read ahead.
         steps = self._steps_done if self.trainer is None else self.trainer.global_step
-        return {"steps": steps, **self._identity()}
+        return {"steps": steps, "done": [list(stretch) for stretch in self.stream.done(steps)], **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a run was.
@@ -149,26 +219,34 @@ class LatentDataModule(lightning.LightningDataModule):
             ValueError: the run drew from other data, or in another way.
         """
         for name, value in self._identity().items():
-            if state[name] != value:
+            if state.get(name) != value:
                 raise ValueError(
-                    f"the run to resume has {name}={state[name]}, this one {value}: its place in the data would be "
+                    f"the run to resume has {name}={state.get(name)}, this one {value}: its place in the data would be "
                     "lost. Resume with what it was started with, or start a new run with init_from"
                 )
         self._steps_done = state["steps"]
+        done = [Stretch(*stretch) for stretch in state["done"]]
+        if done and done[-1].global_batch == self.settings.global_batch_size:
+            # Not a new stretch: its windows are those of a run that was never interrupted.
+            done.pop()
+        self.stream = self._make_stream(history=done)
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "global_batch_size": self.settings.global_batch_size,
             "seed": self._seed,
-            "clips": len(self.train_clips.dataset),
+            "clips": [len(dataset) for dataset in self.train_clips.datasets],
+            "shares": self.shares,
+            "data": [dataset.fingerprint() for dataset in self.train_clips.datasets],
         }
 
     def _validation_clips(self) -> ValidationClips | None:
-        split = self.manifest.splits.get("validation")
-        if split is None or not split.clips or self.settings.validation_clips == 0:
-            return None
-        dataset = LatentDataset(self.settings.path, "validation")
-        return ValidationClips(dataset, self.crop_frames, self.settings.validation_clips)
+        limit = self.settings.validation_clips
+        found = []
+        for number, dataset in enumerate(self.train_clips.datasets):
+            split = dataset.manifest.splits.get("validation")
+            if split is not None and split.clips and limit != 0:
+                found.append((number, LatentDataset(dataset.folder, "validation")))
+        return ValidationClips(dict(found), self.crop_frames, limit) if found else None
 
     def _loading(self) -> dict[str, Any]:
         workers = self.settings.workers
@@ -178,65 +256,120 @@ class LatentDataModule(lightning.LightningDataModule):
             "collate_fn": _as_it_is,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            "worker_init_fn": _outlive_signals,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
 
 class TrainingClips(Dataset[Batch]):
-    """Micro-batches of clips, each cut, captioned or not as its position in the stream says."""
+    """Micro-batches of clips, each cut, captioned or not as the seed, its epoch and its row say."""
 
-    def __init__(self, dataset: LatentDataset, crop_frames: int | None, cfg_dropout: float, seed: int) -> None:
-        self.dataset = dataset
-        self.frames = _cropped(dataset.frames, crop_frames)
+    def __init__(
+        self, datasets: Sequence[LatentDataset], crop_frames: int | None, cfg_dropout: float, seed: int
+    ) -> None:
+        self.datasets = list(datasets)
+        self.frames_of = [_cropped(dataset.frames, crop_frames) for dataset in datasets]
+        """Per dataset int64 `(clips,)`, the length of each clip as it is trained on."""
         self._cfg_dropout = cfg_dropout
         self._seed = seed
 
+    @property
+    def frames(self) -> np.ndarray:
+        """The lengths of all clips of all datasets, one after the other."""
+        return self.frames_of[0] if len(self.frames_of) == 1 else np.concatenate(self.frames_of)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio in all datasets."""
+        return sum(dataset.seconds for dataset in self.datasets)
+
+    def describe(self, dataset: int, row: int) -> str:
+        """Where a clip is from, for people."""
+        source = self.datasets[dataset]
+        clip = source[row]
+        return f"row {row} of {source.folder} ({clip.track} at {clip.start_seconds:g} s)"
+
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
-        examples = [self._example(draw.row, draw.position) for draw in micro_batch.draws]
-        batch = collate(examples, self.dataset.manifest.text_width)
+        examples = [self._example(draw) for draw in micro_batch.draws]
+        batch = collate(examples, self.datasets[0].manifest.text_width)
         batch.step_frames = batch.frames.new_tensor(micro_batch.step_frames)
         batch.index = micro_batch.index
+        batch.clips = tuple((draw.dataset, draw.row) for draw in micro_batch.draws)
         return batch
 
-    def _example(self, row: int, position: int) -> Example:
+    def _example(self, draw: Draw) -> Example:
         # One generator per draw: it does not matter which process makes it, or when.
-        random = np.random.default_rng([self._seed, _CLIP, position])
+        random = np.random.default_rng([self._seed, _CLIP, draw.dataset, draw.epoch, draw.row])
         which, where, null = random.random(3)
-        clip, frames = self.dataset[row], int(self.frames[row])
+        dataset = self.datasets[draw.dataset]
+        clip, frames = dataset[draw.row], int(self.frames_of[draw.dataset][draw.row])
         first = int(where * (clip.codes_KT.shape[1] - frames + 1))
         states = None
         if clip.captions and null >= self._cfg_dropout:
-            states = self.dataset.states(clip.captions[int(which * len(clip.captions))])
+            states = dataset.states(clip.captions[int(which * len(clip.captions))])
         return Example(clip.codes_KT[:, first : first + frames], states)
 
 
 class ValidationClips(Dataset[Batch]):
-    """Batches of clips, always the same: each one's beginning, under its first caption."""
+    """Batches of clips, always the same: each one's beginning, under its first caption.
 
-    def __init__(self, dataset: LatentDataset, crop_frames: int | None, limit: int | None) -> None:
-        self.dataset = dataset
-        self.frames = _cropped(dataset.frames[:limit], crop_frames)
+    Args:
+        datasets: by their number in the mix.
+        crop_frames: longer clips are cut to this length.
+        limit: at most so many clips of each dataset; None for all.
+    """
 
-    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-        """The rows of each of a rank's batches, sorted by length so that little is padding.
+    def __init__(self, datasets: Mapping[int, LatentDataset], crop_frames: int | None, limit: int | None) -> None:
+        self.datasets = dict(datasets)
+        self._frames_of = {
+            number: _cropped(dataset.frames[:limit], crop_frames) for number, dataset in self.datasets.items()
+        }
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The lengths of all clips that are validated on, int64."""
+        return np.concatenate(list(self._frames_of.values()))
+
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> list[ValidationRows]:
+        """The clips of each of a rank's batches, of one dataset each, sorted by length so that little is padding.
 
         All ranks have equally many batches, since they run the model together; one too many has no rows.
         """
-        rows = np.argsort(self.frames, kind="stable")
-        count = -(-len(rows) // (size * world_size))
-        mine = rows[rank::world_size]
-        return [mine[first : first + size] for first in range(0, count * size, size)]
+        return [
+            ValidationRows(number, rows)
+            for number, frames in self._frames_of.items()
+            for rows in _dealt(np.argsort(frames, kind="stable"), size, rank, world_size)
+        ]
 
-    def __getitem__(self, rows: np.ndarray) -> Batch:
-        manifest = self.dataset.manifest
-        if not len(rows):
-            return nothing(manifest.num_codebooks, manifest.text_width)
-        return collate([self._example(int(row)) for row in rows], manifest.text_width)
+    def __getitem__(self, which: ValidationRows) -> Batch:
+        dataset, frames = self.datasets[which.dataset], self._frames_of[which.dataset]
+        manifest = dataset.manifest
+        if not len(which.rows):
+            return dataclasses.replace(nothing(manifest.num_codebooks, manifest.text_width), dataset=which.dataset)
+        examples = []
+        for row in which.rows.tolist():
+            clip = dataset[row]
+            states = dataset.states(clip.captions[0]) if clip.captions else None
+            examples.append(Example(clip.codes_KT[:, : frames[row]], states))
+        batch = collate(examples, manifest.text_width)
+        batch.clips = tuple((which.dataset, row) for row in which.rows.tolist())
+        batch.dataset = which.dataset
+        return batch
 
-    def _example(self, row: int) -> Example:
-        clip = self.dataset[row]
-        states = self.dataset.states(clip.captions[0]) if clip.captions else None
-        return Example(clip.codes_KT[:, : self.frames[row]], states)
+
+class ValidationRows(NamedTuple):
+    """The clips of a validation batch."""
+
+    dataset: int
+    """Number in the mix."""
+    rows: np.ndarray
+    """int64."""
+
+
+def _dealt(rows: np.ndarray, size: int, rank: int, world_size: int) -> list[np.ndarray]:
+    count = -(-len(rows) // (size * world_size))
+    mine = rows[rank::world_size]
+    return [mine[first : first + size] for first in range(0, count * size, size)]
 
 
 class TimedLoader(DataLoader[Batch]):
@@ -269,6 +402,13 @@ class TimedLoader(DataLoader[Batch]):
 
 def _cropped(frames: np.ndarray, crop_frames: int | None) -> np.ndarray:
     return np.minimum(frames, math.inf if crop_frames is None else crop_frames).astype(np.int64)
+
+
+def _outlive_signals(worker: int) -> None:
+    # They often go to all processes of a run. Which of them end it, and when, is the training process's to say: it
+    # needs its workers until it has saved, and ends them itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

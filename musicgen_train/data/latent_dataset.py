@@ -6,6 +6,7 @@ Axes: K codebooks, T frames, L text length, D text width.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import os
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from musicgen_train.latents.format import (
     unpack_states,
 )
 from musicgen_train.latents.manifest import Manifest
+
+_FINGERPRINTED_CLIPS = 32
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,30 @@ class LatentDataset:
     def seconds(self) -> float:
         """Seconds of audio in the split."""
         return float(self.frames.sum(dtype=np.int64)) / self.manifest.frame_rate
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what the split holds: its shape and encoders, the length of every clip, and clips all over it.
+
+        It costs milliseconds, and differs between datasets that differ in more than a few clips.
+        """
+        manifest = self.manifest
+        digest = hashlib.sha256(
+            repr(
+                (
+                    manifest.text_encoder.fingerprint,
+                    manifest.audio_encoder.fingerprint,
+                    manifest.num_codebooks,
+                    manifest.captions,
+                    len(self),
+                )
+            ).encode()
+        )
+        digest.update(self.frames.astype("<i4").tobytes())
+        for row in np.linspace(0, len(self) - 1, min(_FINGERPRINTED_CLIPS, len(self))).astype(int).tolist():
+            clip = self[row]
+            digest.update(clip.codes_KT.tobytes())
+            digest.update(repr((clip.captions, clip.track)).encode())
+        return digest.hexdigest()
 
     def _open(self) -> None:
         clips = self._table(self.split, CLIP_FEATURES)

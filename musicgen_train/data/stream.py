@@ -1,35 +1,51 @@
 """Which clips each optimizer step is made of: an endless stream that follows from the seed alone.
 
-The stream is the rows of the split in a new random order for every pass, one pass after the other. Step s takes the
-next `global_batch` of them, wherever passes begin. So nothing but the number of steps says where a run is, whatever
-the number of workers, ranks and micro-batches.
+Every dataset has a stream of its own: its rows in a new random order for every pass, one pass after the other. An
+optimizer step takes the next clips of each, as many as the mix says. So nothing but the number of steps says where a
+run is, whatever the number of workers, ranks and micro-batches.
 
-Steps are planned in windows: the rows of some steps are sorted by length and cut into steps anew, whose order is then
-random again. Clips of a step are thereby of about one length, and little of a batch is padding.
+Steps are planned in windows. Within a window and a quarter of a pass, clips trade places so that those of a step are of
+about one length, and little of a batch is padding. No clip leaves its pass for that: none is drawn again before all
+others of its dataset were.
+
+A run that goes on with another global batch takes what its last window has left, and then goes on in the stream.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
-# Enough for the lengths of a step to be close to each other; fewer than a quarter of a pass, so that it stays random.
+from musicgen_train.data.mix import MixOrder
+
+# Enough for the lengths of a step to be close to each other.
 _WINDOW_STEPS = 64
+# Clips trade places within such a part of a pass only, so that it stays random which of them are in a step together.
+_PARTS_OF_PASS = 4
 # Which random choice a generator is for.
 _ORDER, _WINDOW = 0, 1
 
 
 class Draw(NamedTuple):
-    """One clip of the stream."""
+    """One clip of the stream. The choices that are made for it are seeded with its three numbers."""
 
+    dataset: int
+    """Number of the dataset in the mix; 0 where there is one."""
     row: int
-    position: int
-    """Number of this draw in the stream: what seeds the choices that are made for it."""
+    epoch: int
+    """Passes over that dataset before this one."""
+
+
+class Stretch(NamedTuple):
+    """Steps in a row that were made with the same global batch."""
+
+    steps: int
+    global_batch: int
 
 
 @dataclass(frozen=True)
@@ -47,59 +63,198 @@ class StepStream:
     """The clips of every optimizer step.
 
     Args:
-        frames: int `(clips,)`, the length of each clip as it is trained on.
+        frames: per dataset int `(clips,)`, the length of each clip as it is trained on.
         global_batch: clips per optimizer step, over ranks and micro-batches.
         seed: where the order comes from.
+        mix: of the datasets; None where there is one.
+        history: what was done with other global batches before, the earliest first.
 
     Raises:
-        ValueError: there are no clips, or `global_batch` is below 1.
+        ValueError: a dataset has no clips, or `global_batch` is below 1.
     """
 
-    def __init__(self, frames: np.ndarray, global_batch: int, seed: int) -> None:
-        if not len(frames):
+    def __init__(
+        self,
+        frames: Sequence[np.ndarray],
+        global_batch: int,
+        seed: int,
+        *,
+        mix: MixOrder | None = None,
+        history: Sequence[Stretch] = (),
+    ) -> None:
+        if not all(len(lengths) for lengths in frames):
             raise ValueError("there are no clips to train on")
         if global_batch < 1:
             raise ValueError(f"global_batch is {global_batch}; it must be 1 or more clips")
-        self.frames = np.asarray(frames, dtype=np.int64)
         self.global_batch = global_batch
-        self.seed = seed
-        self.window_steps = max(1, min(_WINDOW_STEPS, len(frames) // (4 * global_batch)))
-        # Two of each: a step at the border of two windows or passes looks at both.
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled_rows)
-        self._window = functools.lru_cache(maxsize=2)(self._planned_window)
+        self.history = tuple(history)
+        rows = _ShuffledRows(frames, seed)
+        mix = mix or MixOrder([1.0] * len(frames))
+        batches = [*(stretch.global_batch for stretch in history), global_batch]
+        plan = _Plan(rows, mix, seed, batches[0])
+        for stretch, following in zip(history, batches[1:], strict=True):
+            plan = plan.go_on(stretch.steps, following)
+        self.first_step = plan.first_step
+        """The first of the steps that are made with this global batch; those before it are not planned again."""
+        self._plan = plan
+        # Two, for who looks at the steps on both sides of a border.
+        self._window = functools.lru_cache(maxsize=2)(plan.window)
 
     def step(self, step: int) -> list[Draw]:
         """The clips of an optimizer step, the shortest first."""
-        window, within = divmod(step, self.window_steps)
-        return self._window(window)[within]
+        window, within = self._place(step)
+        return [Draw(*draw) for draw in self._window(window).draws[within].tolist()]
 
     def lengths(self, step: int) -> np.ndarray:
         """The lengths of those clips, int64 `(global_batch,)`."""
-        return self.frames[[draw.row for draw in self.step(step)]]
+        window, within = self._place(step)
+        return self._window(window).lengths[within]
 
     def padding_share(self, micro_batch: int, steps: int) -> float:
         """The share of padding in the batches of the first steps, 0 to 1."""
         held = padded = 0
-        for step in range(steps):
-            for part in self.lengths(step).reshape(-1, micro_batch):
-                held += int(part.sum())
-                padded += int(part.max()) * len(part)
+        for step in range(self.first_step, self.first_step + steps):
+            parts = self.lengths(step).reshape(-1, micro_batch)
+            held += int(parts.sum())
+            padded += int(parts.max(axis=1).sum()) * micro_batch
         return 1 - held / padded
 
-    def _planned_window(self, window: int) -> list[list[Draw]]:
-        size = self.window_steps * self.global_batch
-        draws = [Draw(self._row(position), position) for position in range(window * size, (window + 1) * size)]
-        draws.sort(key=lambda draw: self.frames[draw.row])  # stable: clips of one length stay in random order
-        steps = [draws[first : first + self.global_batch] for first in range(0, size, self.global_batch)]
-        order = np.random.default_rng([self.seed, _WINDOW, window]).permutation(len(steps))
-        return [steps[index] for index in order]
+    def done(self, steps: int) -> tuple[Stretch, ...]:
+        """The history of a run that has made so many steps, to go on from with any global batch."""
+        since = steps - self.first_step
+        return (*self.history, Stretch(since, self.global_batch)) if since else self.history
 
-    def _row(self, position: int) -> int:
-        epoch, index = divmod(position, len(self.frames))
-        return int(self._order(epoch)[index])
+    def _place(self, step: int) -> tuple[int, int]:
+        assert step >= self.first_step, f"step {step} is before step {self.first_step}, where this stream begins"
+        return divmod(step - self.first_step, _WINDOW_STEPS)
 
-    def _shuffled_rows(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.frames))
+
+@dataclass(frozen=True)
+class _Window:
+    """The clips of some steps. Axes: S steps, G clips of a step."""
+
+    draws: np.ndarray
+    """int64 `(S, G, 3)`: see `Draw`."""
+    positions: np.ndarray
+    """int64 `(S, G)`: place of each in the stream of its dataset, pass after pass."""
+    lengths: np.ndarray
+    """int64 `(S, G)`."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the stream is cut into windows and steps, from a step on.
+
+    The mix says how many clips of each dataset are drawn by any number of draws, so clip number c of a dataset is drawn
+    by a certain step. It is the one at position c of that dataset's stream, but for the clips that were left over when
+    the global batch changed: they come first.
+    """
+
+    rows: _ShuffledRows
+    mix: MixOrder
+    seed: int
+    global_batch: int
+    first_step: int = 0
+    first_draw: int = 0
+    """Clips drawn before the first step, of all datasets."""
+    left: tuple[np.ndarray, ...] | None = None
+    """Positions in the stream of each dataset that earlier windows have left out, in order."""
+
+    def window(self, window: int) -> _Window:
+        """The clips of some steps, in such places that those of a step are of about one length."""
+        first = self.first_draw + window * _WINDOW_STEPS * self.global_batch
+        drawn_SD = self.mix.counts(first + self.global_batch * np.arange(_WINDOW_STEPS + 1))
+        length_rank = np.random.default_rng([self.seed, _WINDOW, first]).permutation(_WINDOW_STEPS)
+        columns = [self._of_dataset(dataset, drawn, length_rank) for dataset, drawn in enumerate(drawn_SD.T)]
+        steps, datasets, rows, epochs, positions, lengths = (
+            np.concatenate(parts) for parts in zip(*columns, strict=True)
+        )
+        place = np.lexsort((lengths, steps))
+        shape = (_WINDOW_STEPS, self.global_batch)
+        draws = np.stack([datasets, rows, epochs], axis=-1)
+        return _Window(draws[place].reshape(*shape, 3), positions[place].reshape(shape), lengths[place].reshape(shape))
+
+    def go_on(self, steps: int, global_batch: int) -> _Plan:
+        """The plan of what comes after some steps, with another global batch: first what is left, then the rest."""
+        drawn = self.first_draw + steps * self.global_batch
+        windows, within = divmod(steps, _WINDOW_STEPS)
+        left = []
+        for dataset, first in enumerate(self.mix.counts(drawn)):
+            begun = self.mix.counts(drawn + (_WINDOW_STEPS - within) * self.global_batch)[dataset] if within else first
+            beyond = self._positions(dataset, np.arange(begun, max(begun, self._fresh(dataset))))
+            left.append(beyond)
+        if within:
+            window = self.window(windows)
+            positions, datasets = window.positions[within:], window.draws[within:, :, 0]
+            left = [np.concatenate([positions[datasets == number], beyond]) for number, beyond in enumerate(left)]
+        return _Plan(
+            *(self.rows, self.mix, self.seed, global_batch),
+            first_step=self.first_step + steps,
+            first_draw=drawn,
+            left=tuple(np.sort(positions) for positions in left),
+        )
+
+    def _of_dataset(self, dataset: int, drawn: np.ndarray, length_rank: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The clips of one dataset that a window draws, each an int64 array over them: step, dataset, row, epoch,
+        position, length.
+
+        Args:
+            drawn: clips of the dataset drawn before each step of the window, and after the last.
+            length_rank: of each step: the higher, the longer its clips.
+        """
+        steps = np.repeat(np.arange(_WINDOW_STEPS), np.diff(drawn))
+        positions = self._positions(dataset, np.arange(drawn[0], drawn[-1]))
+        rows, epochs = self.rows.at(dataset, positions)
+        lengths = self.rows.frames[dataset][rows]
+        part = positions * _PARTS_OF_PASS // len(self.rows.frames[dataset])
+        # Two orders within the same parts of passes: of the places by the rank of their step, of the clips by length.
+        # Sorting is stable, so clips of one length stay in random order.
+        places, clips = np.lexsort((length_rank[steps], part)), np.lexsort((lengths, part))
+        at = np.empty_like(clips)
+        at[places] = clips
+        return steps, np.full_like(rows, dataset), rows[at], epochs[at], positions[at], lengths[at]
+
+    def _positions(self, dataset: int, numbers: np.ndarray) -> np.ndarray:
+        """The positions in a dataset's stream at which its clips with these numbers are."""
+        if self.left is None or not len(numbers):
+            return numbers
+        left = self.left[dataset]
+        since = numbers - int(self.mix.counts(self.first_draw)[dataset])
+        among = since < len(left)
+        positions = numbers.copy()
+        positions[among] = left[since[among]]
+        return positions
+
+    def _fresh(self, dataset: int) -> int:
+        """Beginning with this number, a dataset's clips are at the position of their number."""
+        held = 0 if self.left is None else len(self.left[dataset])
+        return int(self.mix.counts(self.first_draw)[dataset]) + held
+
+
+class _ShuffledRows:
+    """The rows of each dataset in a new random order for every pass.
+
+    Args:
+        frames: per dataset int `(clips,)`, the length of each clip.
+        seed: where the order comes from.
+    """
+
+    def __init__(self, frames: Sequence[np.ndarray], seed: int) -> None:
+        self.frames = [np.asarray(lengths, dtype=np.int64) for lengths in frames]
+        self._seed = seed
+        # Two of each: what is looked at around the border of two passes.
+        self._order = functools.lru_cache(maxsize=2 * len(frames))(self._shuffled)
+
+    def at(self, dataset: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and epoch at each position of a dataset's stream, int64."""
+        epochs, places = np.divmod(positions, len(self.frames[dataset]))
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            rows[epochs == epoch] = self._order(dataset, int(epoch))[places[epochs == epoch]]
+        return rows, epochs
+
+    def _shuffled(self, dataset: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, _ORDER, dataset, epoch]).permutation(len(self.frames[dataset]))
 
 
 class MicroBatchSampler(Sampler[MicroBatch]):

@@ -1,7 +1,14 @@
 """Make what the demo starts from.
 
     python -m musicgen_train.demo corpus OUTPUT      captioned music, as audio files with a .json beside each
-    python -m musicgen_train.demo encoders OUTPUT    small frozen encoders, a folder in the hub's layout
+    python -m musicgen_train.demo encoders OUTPUT    the small encoders and decoder that ship, in the hub's layout
+
+    python -m musicgen_train.demo round-trip OUTPUT  held-out music through the codec: sound, pictures, numbers
+
+And remake what ships (`make demo-model` does all of it):
+
+    python -m musicgen_train.demo train-encoders OUTPUT
+    python -m musicgen_train.demo ship RUN/composite ENCODERS/composite
 
 Each command has a --help.
 """
@@ -17,10 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 1 after an error that was told in one line."""
     options = _parse(arguments)
     try:
-        if options.command == "corpus":
-            _corpus(options)
-        else:
-            _encoders(options)
+        options.run(options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -42,12 +46,29 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     command.add_argument("--stereo", action="store_true", help="two channels")
     command.add_argument("--format", choices=("flac", "wav"), default="flac", help="of the files (default: flac)")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    command = commands.add_parser("encoders", help="text encoder, audio codec and an untrained decoder")
-    command.add_argument("output", help="the folder; encoders of the same settings that are there are kept")
-    command.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    command.set_defaults(run=_corpus)
+    command = commands.add_parser("encoders", help="text encoder, audio codec and a small trained decoder")
+    command.add_argument("output", help="the folder; the same that is there already is kept")
+    command.set_defaults(run=_encoders)
+    command = commands.add_parser("round-trip", help="held-out music through the codec: sound, pictures, numbers")
+    command.add_argument("output", help="the folder")
+    command.add_argument("--encoders", help="a folder with the codec (default: the one that ships)")
+    command.add_argument("--tracks", type=int, default=44, help="how many (default: 44)")
     command.add_argument(
-        "--fitting-clips", type=int, default=88, help="clips of 10 s that the codec is fitted to (default: 88)"
+        "--seed", type=int, default=202, help="of the music; 101 is what was trained on (default: 202)"
     )
+    command.set_defaults(run=_round_trip)
+    command = commands.add_parser("train-encoders", help="train text encoder and audio codec anew; killed, it goes on")
+    command.add_argument("output", help="the folder; the result is `composite` in it")
+    command.add_argument("--seed", type=int, default=0, help="of weights, texts and order (default: 0)")
+    command.add_argument("--clips", type=int, default=360, help="of music for the codec (default: 360)")
+    command.add_argument("--steps", type=int, default=3000, help="of the codec's decoder (default: 3000)")
+    command.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    command.set_defaults(run=_train_encoders)
+    command = commands.add_parser("ship", help="put a trained composite into the package")
+    command.add_argument("composite", help="of a run trained on latents of these encoders")
+    command.add_argument("encoders", help="the composite that train-encoders made")
+    command.set_defaults(run=_ship)
     return parser.parse_args(arguments)
 
 
@@ -75,27 +96,51 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _encoders(options: argparse.Namespace) -> None:
+    from musicgen_train.demo.encoders import demo_encoders
+
+    print(f"{demo_encoders(options.output)}: encoders and decoder in the hub's layout; README.md in it says how good")
+
+
+def _round_trip(options: argparse.Namespace) -> None:
     import torch
 
-    from musicgen_train.demo.encoders import demo_encoders, quality_of
+    from musicgen_train.demo.encoders import SHIPPED
+    from musicgen_train.demo.round_trip import round_trip
+    from musicgen_train.models.encodec import EncodecModel
+
+    torch.set_num_threads(1)
+    codec = EncodecModel.from_pretrained(options.encoders or SHIPPED)
+    for name, value in round_trip(options.output, codec, tracks=options.tracks, seed=options.seed).items():
+        values = value if isinstance(value, list) else [value]
+        print(f"{name}: {', '.join(f'{number:.3g}' for number in values)}")
+
+
+def _train_encoders(options: argparse.Namespace) -> None:
+    import torch
+
+    from musicgen_train.demo.codec_training import CodecTraining
+    from musicgen_train.demo.text_training import TextTraining
+    from musicgen_train.demo.training import EncoderTraining, train_encoders
 
     # The networks are too small to share: where something else uses a core, threads that wait for each other at every
     # frame of an LSTM take twenty times as long as one.
-    torch.set_num_threads(1)
-    folder = demo_encoders(
-        options.output,
-        options.seed,
-        fitting_clips=options.fitting_clips,
-        report=lambda line: print(line, flush=True),
+    torch.set_num_threads(options.threads)
+    settings = EncoderTraining(
+        clips=options.clips,
+        codec=CodecTraining(seed=options.seed, steps=options.steps),
+        text=TextTraining(seed=options.seed),
     )
-    quality = quality_of(folder)
-    if quality is not None:
-        used = ", ".join(f"{share:.0%}" for share in quality["used"])
-        print(
-            f"codec on held-out music: SI-SDR {quality['si_sdr']:.1f} dB, log mel distance "
-            f"{quality['mel_distance']:.1f} dB, used entries per codebook {used} ({quality['frames']} frames)"
-        )
-    print(f"{folder}: encoders in the hub's layout")
+    folder = train_encoders(options.output, settings, lambda line: print(line, flush=True))
+    print(f"{folder}: encoders in the hub's layout, with an untrained decoder")
+
+
+def _ship(options: argparse.Namespace) -> None:
+    from musicgen_train.demo.encoders import SHIPPED
+    from musicgen_train.demo.training import ship
+
+    folder = ship(options.composite, options.encoders, SHIPPED)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    print(f"{folder}: {size:.1f} MB")
 
 
 if __name__ == "__main__":

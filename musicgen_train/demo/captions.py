@@ -33,7 +33,7 @@ WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 
-_FIGURE_WORDS = {
+FIGURE_WORDS = {
     "sustained": ("sustained {}", "long {} chords", "{} holding the chords"),
     "stabs": ("{} stabs", "short {} chords", "rhythmic {}"),
     "eighths": ("chugging {}", "pounding {}"),
@@ -52,8 +52,8 @@ _FIGURE_WORDS = {
 }
 # A guitar is picked, keys are not.
 _PICKED = ("acoustic guitar", "harp")
-_BASS_FIGURE_WORDS = {"eighths": ("{} in even eighths", "pulsing {}")}
-_NO_DRUMS = ("no drums", "without drums", "and no percussion")
+BASS_FIGURE_WORDS = {"eighths": ("{} in even eighths", "pulsing {}")}
+NO_DRUMS = ("no drums", "without drums", "and no percussion")
 
 
 def describe(piece: Piece, draws: Draws, variants: int = 5) -> list[str]:
@@ -174,7 +174,7 @@ class _Writer:
         return self._word(self._draws.choice(tuple(self._values)))
 
     def _without_drums(self) -> str:
-        return "" if self._piece.has_drums else f", {self._draws.choice(_NO_DRUMS)}"
+        return "" if self._piece.has_drums else f", {self._draws.choice(NO_DRUMS)}"
 
     def _players(self) -> list[str]:
         """What every part does, the melody first and the drums last."""
@@ -184,9 +184,9 @@ class _Writer:
         return [*phrases, self._draws.choice(self._piece.style.drum_words)] if self._piece.has_drums else phrases
 
     def _phrase(self, part: Part) -> str:
-        forms = _FIGURE_WORDS[part.figure]
+        forms = FIGURE_WORDS[part.figure]
         if part.role == "bass":
-            forms = _BASS_FIGURE_WORDS.get(part.figure, forms)
+            forms = BASS_FIGURE_WORDS.get(part.figure, forms)
         elif part.instrument not in _PICKED:
             forms = tuple(form for form in forms if "picked" not in form)
         return self._draws.choice(forms).format(part.instrument)

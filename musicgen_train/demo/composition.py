@@ -1,7 +1,11 @@
 """A piece of music as notes: which, when, how long, how loud, by which instrument. No sound yet.
 
-Times are in beats from the start until `Piece.seconds_at` turns them into seconds; pitches are MIDI numbers, where 69
-is A4 (440 Hz) and 60 is C4.
+Times are in beats from the start until `Piece.ticks_at` turns them into ticks; pitches are MIDI numbers, where 69 is A4
+(440 Hz) and 60 is C4.
+
+A tick is a frame of EnCodec, and everything starts on one, as notes of a sequencer start on its clock. So the same
+stroke or note always meets the codec's frames at the same place and has the same codes, which is what lets a small
+model learn from little music; recordings from elsewhere have no such mercy.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ KEYS = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MODES = ("major", "minor")
 ENERGIES = ("calm", "medium", "energetic")
 BRIGHTNESSES = ("dark", "neutral", "bright")
+TICK = 0.02  # seconds
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 BASS_LINES = ("long", "eighths", "octaves", "offbeat", "syncopated", "walking", "root-fifth")
 CHORD_FIGURES = (
@@ -35,6 +40,8 @@ _BASS_LOWEST = 31  # G1, 49 Hz
 _CHORD_CENTER = 60.0
 _LEAD_CENTER = 74
 _FORM_BARS = 4  # a phrase
+# Tempos whose eighths last whole ticks, from 60 to 150 beats a minute.
+_TICKS_PER_BEAT = {round(60 / (2 * ticks * TICK)): 2.0 * ticks for ticks in range(25, 9, -1)}
 
 
 class Note(NamedTuple):
@@ -87,6 +94,8 @@ class Piece:
 
     style_name: str
     bpm: int
+    """The tempo as a whole number, which is what captions say; `ticks_per_beat` is exact."""
+    ticks_per_beat: float
     key: str
     mode: str
     energy: str
@@ -114,13 +123,13 @@ class Piece:
         """Everything that sounds, drums last."""
         return [part.instrument for part in self.parts] + ["drums"] * self.has_drums
 
-    def seconds_at(self, beat: float) -> float:
-        """When a beat, or a point between two, comes; off-beats come late where the style swings."""
+    def ticks_at(self, beat: float) -> int:
+        """The tick nearest to a beat or a point between two; off-beats come late where the style swings."""
         unit = self.style.swing_unit
         pair, place = divmod(beat / unit, 2)
         late = self.style.swing * 2
         place = place * late if place < 1 else late + (place - 1) * (2 - late)
-        return (pair * 2 + place) * unit * 60 / self.bpm
+        return round((pair * 2 + place) * unit * self.ticks_per_beat)
 
 
 def compose(
@@ -146,7 +155,7 @@ def compose(
         index: of the piece in it, from 0.
         seconds: how long the piece shall be; it stops in the middle of a bar if need be.
         style, bpm, key, mode, energy, brightness, drums: ask for what is otherwise drawn. `bpm` may be outside of the
-            style's range.
+            style's range, and need not be one of those whose eighths last whole ticks.
 
     Raises:
         ValueError: a property asked for does not exist.
@@ -159,9 +168,10 @@ def compose(
         style = Draws("styles", seed, turn).shuffled(list(STYLES))[place]
     form = STYLES[_allowed("style", style, tuple(STYLES))]
     if bpm is None:
-        bpm = draws.of("bpm").integer(*form.bpm)
+        bpm = draws.of("bpm").choice([tempo for tempo in _TICKS_PER_BEAT if form.bpm[0] <= tempo <= form.bpm[1]])
     elif not 40 <= bpm <= 240:
         raise ValueError(f"bpm is {bpm}; allowed are 40 to 240")
+    ticks_per_beat = _TICKS_PER_BEAT.get(bpm, 60 / TICK / bpm)
     key = _allowed("key", key or draws.of("key").choice(KEYS), KEYS)
     mode = _allowed("mode", mode or ("minor" if draws.of("mode").chance(form.minor) else "major"), MODES)
     energy = energy or draws.of("energy").weighted(dict(zip(ENERGIES, form.energy, strict=True)))
@@ -171,7 +181,7 @@ def compose(
     if drums is None:
         drums = draws.of("drums").chance(form.drums)
 
-    bars = math.ceil(seconds * bpm / 60 / form.beats)
+    bars = math.ceil(seconds / (TICK * ticks_per_beat * form.beats))
     progression = draws.of("progression").choice(PROGRESSIONS[mode])
     harmony = _harmony(progression, KEYS.index(key), mode, bars, form)
     plan = _plan(draws.of("form"), bars, ENERGIES.index(energy))
@@ -180,6 +190,7 @@ def compose(
     return Piece(
         style_name=style,
         bpm=bpm,
+        ticks_per_beat=ticks_per_beat,
         key=key,
         mode=mode,
         energy=energy,
@@ -328,7 +339,7 @@ class _Players:
                     continue
                 rhythm = [(0.0, float(beats * self._style.bars_per_chord))]
             for i, (start, length) in enumerate(rhythm):
-                spread = 0.02 if figure == "strummed" else 0.0
+                spread = 0.04 if figure == "strummed" else 0.0
                 rising = voicing if i % 2 == 0 else voicing[::-1]
                 for place, pitch in enumerate(rising):
                     loudness = (1.0 if start == 0 else 0.85) * plan.loudness

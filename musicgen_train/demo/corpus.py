@@ -37,7 +37,7 @@ SETTINGS_NAME = "corpus.json"
 FORMATS = ("flac", "wav")
 
 # Goes up whenever the same seed gives other music or captions: a folder then is not mixed of two kinds.
-_GENERATOR = 1
+_GENERATOR = 2
 _NUMERALS = ("I", "II", "III", "IV", "V", "VI", "VII")
 _MINOR_CHORDS = {"major": (2, 3, 6), "minor": (1, 4)}
 _PARTIAL = ".partial"
@@ -86,7 +86,7 @@ def make_track(seed: int, index: int, seconds: float = 20.0, *, stereo: bool = F
         ValueError: there is no such style, key, ...
     """
     piece = compose(seed, index, seconds, **wishes)
-    sound = record(piece, Draws("sound", seed, index), 2 if stereo else 1)
+    sound = record(piece, 2 if stereo else 1)
     audio = (np.round(sound * 2**15) / 2**15).astype(np.float32)
     description, *captions = describe(piece, Draws("captions", seed, index))
     return Track(audio, description, captions, tags(piece), _metadata(piece, seed, index), piece)

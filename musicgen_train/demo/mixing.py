@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from musicgen_train.demo.composition import BRIGHTNESSES, ENERGIES, Part, Piece
+from musicgen_train.demo.composition import BRIGHTNESSES, ENERGIES, TICK, Part, Piece
 from musicgen_train.demo.draws import Draws, Signal
 from musicgen_train.demo.synthesis import INSTRUMENTS, KITS, SAMPLE_RATE
 
@@ -39,16 +39,16 @@ _TILTS = dict(zip(BRIGHTNESSES, (-11.0, 0.0, 5.0), strict=True))
 _LOUDNESS = dict(zip(ENERGIES, (-21.0, -18.0, -16.0), strict=True))  # dB of full scale, RMS
 
 _PEAK = 0.89  # -1 dB
+_TICK = round(TICK * SAMPLE_RATE)
 _LOUDNESS_STEPS = 12  # notes of nearly the same loudness share their samples
 _FADE_IN, _FADE_OUT = 0.003, 0.15  # seconds
 
 
-def record(piece: Piece, draws: Draws, channels: int) -> Recording:
+def record(piece: Piece, channels: int) -> Recording:
     """Play a piece.
 
     Args:
         piece: its notes.
-        draws: for what players do not do twice in the same way.
         channels: 1 or 2.
 
     Returns:
@@ -60,7 +60,7 @@ def record(piece: Piece, draws: Draws, channels: int) -> Recording:
     kicks = [_sample_at(piece, hit.start) for hit in piece.hits if hit.drum == "kick"]
     duck = _ducking(kicks, length, piece.style.pump)
     for part in piece.parts:
-        sound = _play(piece, part, draws.of("timing", part.role), length)
+        sound = _play(piece, part, length)
         sound *= _LEVELS[part.role] / max(_active_rms(sound), 1e-9)
         if part.role != "lead":
             sound *= duck
@@ -72,35 +72,31 @@ def record(piece: Piece, draws: Draws, channels: int) -> Recording:
             echoes = _echo(sound, piece, channels)
             dry += echoes
             wet += 0.5 * echoes
-    for name, sound in _play_drums(piece, draws.of("drums"), length).items():
+    for name, sound in _play_drums(piece, length).items():
         placed = _gains(_DRUM_PLACES.get(name, 0.0), channels) * sound
         dry += placed
         if name not in ("kick", "hat"):
             wet += 0.5 * placed
     if piece.style.space:
-        dry += piece.style.space * _reverb(wet, draws.of("room"), 0.9 + 2.5 * piece.style.space)
+        dry += piece.style.space * _reverb(wet, 0.9 + 2.5 * piece.style.space)
     return _master(dry, piece)
 
 
 def _sample_at(piece: Piece, beat: float) -> int:
-    return round(piece.seconds_at(beat) * SAMPLE_RATE)
+    return piece.ticks_at(beat) * _TICK
 
 
-def _play(piece: Piece, part: Part, draws: Draws, length: int) -> Signal:
+def _play(piece: Piece, part: Part, length: int) -> Signal:
     instrument = INSTRUMENTS[part.instrument]
     tone = _TONES[piece.brightness]
     played: dict[tuple[int, int, int], Signal] = {}
     # Room for the notes that end after the piece.
     sound = np.zeros(length + SAMPLE_RATE)
-    looseness = draws.units(len(part.notes)) * piece.style.looseness * SAMPLE_RATE
-    for note, late in zip(part.notes, looseness, strict=True):
-        # Chords are not torn apart by looseness: only what comes after the beat is loose.
-        start = _sample_at(piece, note.start) + (0 if note.start % 1 == 0 else round(float(late)))
+    for note in part.notes:
+        start = _sample_at(piece, note.start)
         if start >= length:
             continue
-        held = max(_sample_at(piece, note.start + note.length) - _sample_at(piece, note.start), 400)
-        # Lengths that differ by the rounding of their ends are one.
-        held = -(-held // 64) * 64
+        held = max(_sample_at(piece, note.start + note.length) - start, _TICK)
         step = max(1, round(note.loudness * _LOUDNESS_STEPS))
         samples = played.get((note.pitch, held, step))
         if samples is None:
@@ -111,19 +107,21 @@ def _play(piece: Piece, part: Part, draws: Draws, length: int) -> Signal:
     return sound[:length]
 
 
-def _play_drums(piece: Piece, draws: Draws, length: int) -> dict[str, Signal]:
+def _play_drums(piece: Piece, length: int) -> dict[str, Signal]:
     """Every drum of the piece by itself."""
     kit = KITS[piece.style.kit]
     tone = _TONES[piece.brightness]
     drums: dict[str, Signal] = {}
-    # Two strokes a drum: one alone sounds like a machine, and each costs time.
+    # Two strokes a drum, since one alone sounds like a machine; of a kit they are always the same two, as its samples.
     strokes: dict[str, list[Signal]] = {}
     for number, hit in enumerate(piece.hits):
         start = _sample_at(piece, hit.start)
         if start >= length:
             continue
         if hit.drum not in strokes:
-            strokes[hit.drum] = [kit[hit.drum].strike(tone, draws.of(hit.drum, i)) for i in range(2)]
+            strokes[hit.drum] = [
+                kit[hit.drum].strike(tone, Draws("drums", piece.style.kit, hit.drum, i)) for i in range(2)
+            ]
             drums[hit.drum] = np.zeros(length)
         gain = hit.loudness * _DRUM_LEVELS[hit.drum] * _DRUMS[piece.style.kit]
         room = drums[hit.drum][start : start + len(strokes[hit.drum][0])]
@@ -154,9 +152,9 @@ def _ducking(kicks: list[int], length: int, depth: float) -> Signal:
 
 
 def _echo(sound: Signal, piece: Piece, channels: int) -> Recording:
-    """Three repeats, three eighths apart, each softer than the one before; in stereo from side to side."""
+    """Three repeats, three sixteenths apart, each softer than the one before; in stereo from side to side."""
     echoes = np.zeros((channels, len(sound)))
-    step = round(0.75 * 60 / piece.bpm * SAMPLE_RATE)
+    step = round(0.75 * piece.ticks_per_beat) * _TICK
     for repeat in range(1, 4):
         late = repeat * step
         if late < len(sound):
@@ -166,14 +164,14 @@ def _echo(sound: Signal, piece: Piece, channels: int) -> Recording:
     return echoes
 
 
-def _reverb(sound_CL: Recording, draws: Draws, seconds: float) -> Recording:
+def _reverb(sound_CL: Recording, seconds: float) -> Recording:
     """A room: noise that dies away, its high frequencies first, in each channel another."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     size = fast_length(sound_CL.shape[1] + len(time))
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     wet = np.zeros_like(sound_CL)
     for channel, sound in enumerate(sound_CL):
-        noise = draws.of(channel).noise(len(time))
+        noise = Draws("room", channel).noise(len(time))
         spectrum = np.fft.rfft(noise * 10 ** (-3 * time / seconds), size) / (1 + (frequency / 4500) ** 2)
         spectrum += np.fft.rfft(noise * 10 ** (-6 * time / seconds), size) * 0.5
         # Without the lows a room would boom.

@@ -5,13 +5,19 @@ Axis letters: B batch, K codebooks, T frames, V codes of a codebook, M mel bands
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from musicgen_train.audio.analysis import onset_strength
 from musicgen_train.demo.codec import batches
+from musicgen_train.demo.corpus import Track
+from musicgen_train.demo.hearing import Hearing, key_is_relative, tempo_is_near
+from musicgen_train.demo.synthesis import SAMPLE_RATE
 from musicgen_train.models.encodec import EncodecModel
 
 _WINDOW, _HOP, _BANDS = 2048, 512, 80
@@ -55,6 +61,41 @@ def measure(codec: EncodecModel, audio: Sequence[torch.Tensor]) -> CodecQuality:
         perplexity=[_perplexity(count) for count in counts],
         frames=codes.shape[1],
     )
+
+
+def codec_quality(codec: EncodecModel, tracks: Sequence[Track]) -> dict[str, Any]:
+    """The fields of `CodecQuality` and of `survival` for tracks of the corpus, mono."""
+    quality = measure(codec, [torch.from_numpy(track.audio[0]) for track in tracks])
+    return {**dataclasses.asdict(quality), **survival(codec, tracks)}
+
+
+@torch.no_grad()
+def survival(codec: EncodecModel, tracks: Sequence[Track]) -> dict[str, float]:
+    """What of the music an analysis still hears after a round trip.
+
+    Returns:
+        Shares of tracks of which the same is heard before and after: `tempo_kept` within 4 %, `key_kept` (tonic and
+        mode), `relative_key_kept` (or the key with the same notes), `drums_kept`, `brightness_kept`; and
+        `onset_correlation`, that of how much louder it gets at each moment, the mean over tracks.
+    """
+    hearing = Hearing.load()
+    kept = dict.fromkeys(("tempo_kept", "key_kept", "relative_key_kept", "drums_kept", "brightness_kept"), 0.0)
+    correlation = 0.0
+    for track in tracks:
+        before_CS = torch.from_numpy(track.audio[:1])
+        after_CS = codec(before_CS[None], bandwidth=codec.config.target_bandwidths[-1]).audio_values[0]
+        before, after = (hearing.hear(audio_CS, SAMPLE_RATE) for audio_CS in (before_CS, after_CS))
+        kept["tempo_kept"] += tempo_is_near(before["bpm"], after["bpm"])
+        kept["key_kept"] += (before["key"], before["mode"]) == (after["key"], after["mode"])
+        kept["relative_key_kept"] += key_is_relative(before, after)
+        kept["drums_kept"] += before["drums"] == after["drums"]
+        kept["brightness_kept"] += before["brightness"] == after["brightness"]
+        rises = torch.stack([onset_strength(audio_CS, SAMPLE_RATE).sum(0) for audio_CS in (before_CS, after_CS)])
+        correlation += float(torch.corrcoef(rises)[0, 1])
+    return {
+        **{name: count / len(tracks) for name, count in kept.items()},
+        "onset_correlation": correlation / len(tracks),
+    }
 
 
 def si_sdr(reference: torch.Tensor, estimate: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ class Style:
     """One style.
 
     Args:
-        bpm: lowest and highest tempo.
+        bpm: lowest and highest tempo; drawn among those of which an eighth lasts whole ticks (`composition.TICK`).
         minor: chance of a minor key.
         kit: the drum kit, a key of `drums.KITS`.
         drum_words: how captions name the drums of this style.
@@ -39,7 +39,6 @@ class Style:
         space: reverb's share, 0 to 1.
         echo: share of the lead that a delay repeats.
         pump: how deep the kick ducks the chords, 0 to 1.
-        looseness: how far a player is off the beat, in seconds.
     """
 
     bpm: tuple[int, int]
@@ -63,7 +62,6 @@ class Style:
     space: float = 0.15
     echo: float = 0.1
     pump: float = 0.0
-    looseness: float = 0.0
 
 
 PROGRESSIONS: Mapping[str, tuple[tuple[int, ...], ...]] = {
@@ -156,7 +154,6 @@ STYLES: Mapping[str, Style] = {
         energy=(2, 0.6, 0),
         brightness=(2, 0.7, 0),
         space=0.2,
-        looseness=0.006,
     ),
     "funk": Style(
         bpm=(96, 116),
@@ -178,7 +175,6 @@ STYLES: Mapping[str, Style] = {
         energy=(0, 1, 2),
         brightness=(0.5, 1, 1),
         space=0.08,
-        looseness=0.003,
     ),
     "rock": Style(
         bpm=(110, 150),
@@ -195,7 +191,6 @@ STYLES: Mapping[str, Style] = {
         energy=(0, 0.6, 2),
         brightness=(0.5, 1, 1.5),
         space=0.1,
-        looseness=0.003,
     ),
     "jazz": Style(
         bpm=(100, 148),
@@ -216,7 +211,6 @@ STYLES: Mapping[str, Style] = {
         energy=(0.7, 1, 0.7),
         brightness=(1, 1, 0.5),
         space=0.18,
-        looseness=0.005,
     ),
     "folk": Style(
         bpm=(84, 124),
@@ -234,7 +228,6 @@ STYLES: Mapping[str, Style] = {
         energy=(1.5, 1, 0.2),
         brightness=(0.7, 1, 1),
         space=0.15,
-        looseness=0.006,
     ),
     "ambient": Style(
         bpm=(60, 80),
@@ -295,6 +288,5 @@ STYLES: Mapping[str, Style] = {
         energy=(1, 1, 0.4),
         brightness=(0.7, 1, 1),
         space=0.3,
-        looseness=0.004,
     ),
 }

@@ -56,6 +56,8 @@ class MetricRow:
     """What it says, in plain words."""
     unit: Unit | None = None
     """Where it differs from that of the columns."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals by column, where they are known."""
 
 
 @dataclass(kw_only=True)
@@ -78,15 +80,19 @@ class MetricTable:
     rows: list[MetricRow]
     findings: list[str] = field(default_factory=list)
     """What the numbers say in this case."""
+    bars: bool = False
+    """Whether percentages are shown as bars, too."""
 
     def as_json(self) -> dict[str, Any]:
         """The table by names of rows and columns."""
+        intervals = {row.label: row.intervals for row in self.rows if row.intervals}
         return {
             "title": self.title,
             "explanation": self.explanation,
             "columns": {column.name: column.meaning for column in self.columns},
             "rows": {row.label: row.values for row in self.rows},
             "findings": self.findings,
+            **({"intervals": intervals} if intervals else {}),
         }
 
 

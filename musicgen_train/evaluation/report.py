@@ -13,10 +13,11 @@ from typing import Any
 
 from musicgen_train.audio.io import read_audio
 from musicgen_train.audio.mel import mel_picture
+from musicgen_train.evaluation.control import ControlClip, not_followed
 from musicgen_train.evaluation.curves import Chart, draw
 from musicgen_train.evaluation.output import REPORT_NAME, RESULTS_NAME
 from musicgen_train.evaluation.progress import minutes
-from musicgen_train.evaluation.records import AudioRecord, MetricRow, MetricTable, SampleRecord, Unit
+from musicgen_train.evaluation.records import AudioRecord, Column, MetricRow, MetricTable, SampleRecord, Unit
 from musicgen_train.evaluation.requests import Kind
 
 _STYLE = Path(__file__).with_name("report.css")
@@ -41,6 +42,8 @@ class Report:
 
     samples: Sequence[SampleRecord]
     tables: Sequence[MetricTable]
+    control: Sequence[ControlClip]
+    """Of the control test; none where it was not asked for."""
     charts: Sequence[Chart]
     """Of the training run; none for a model without one."""
     results: dict[str, Any]
@@ -78,6 +81,7 @@ class _Page:
             self._warnings(),
             *self._sample_sections(),
             self._metrics(),
+            self._control_clips(),
             self._curves(),
             self._details(),
         ]
@@ -221,6 +225,15 @@ class _Page:
         tables = "".join(_table(table) for table in self.report.tables)
         return f'<section id="metrics"><h2>Numbers</h2>{tables}</section>'
 
+    def _control_clips(self) -> str:
+        if not self.report.control:
+            return ""
+        lines = "".join(f"<li>{_control_clip(clip)}</li>" for clip in self.report.control)
+        return (
+            "<details><summary>Control by text, clip by clip: what is not as the caption asks</summary>"
+            f"<ol class=control>{lines}</ol></details>"
+        )
+
     def _curves(self) -> str:
         if not self.report.charts:
             return ""
@@ -264,13 +277,31 @@ def _table(table: MetricTable) -> str:
     )
 
 
+def _control_clip(clip: ControlClip) -> str:
+    sets = []
+    for name, heard in clip.heard.items():
+        missed = "; ".join(not_followed(clip.asked, heard)) or "all as asked"
+        linked = f'<a href="{_escape(clip.files[name])}">{_escape(name)}</a>' if name in clip.files else _escape(name)
+        sets.append(f"<li>{linked}: {_escape(missed)}</li>")
+    return f"{_escape(clip.caption)}<ul>{''.join(sets)}</ul>"
+
+
 def _row(row: MetricRow, table: MetricTable) -> str:
     unit = " <span class=unit>nats</span>" if row.unit == "nats" else ""
     meaning = f"<span class=meaning>{_escape(row.meaning)}</span>" if row.meaning else ""
-    cells = "".join(
-        f"<td>{_escape(_number(row.values.get(column.name), row.unit or column.unit))}</td>" for column in table.columns
-    )
+    cells = "".join(_cell(row, column, bars=table.bars) for column in table.columns)
     return f"<tr><th scope=row>{_escape(row.label)}{unit}{meaning}</th>{cells}</tr>"
+
+
+def _cell(row: MetricRow, column: Column, *, bars: bool) -> str:
+    value, unit = row.values.get(column.name), row.unit or column.unit
+    shown = _escape(_number(value, unit))
+    if column.name in row.intervals:
+        low, high = row.intervals[column.name]
+        shown += f" <span class=interval>({100 * low:.0f} to {100 * high:.0f})</span>"
+    if bars and unit == "percent" and value is not None and math.isfinite(value):
+        return f'<td class=bar style="--share:{value:.1%}">{shown}</td>'
+    return f"<td>{shown}</td>"
 
 
 def _chart(chart: Chart) -> str:

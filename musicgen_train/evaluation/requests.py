@@ -19,7 +19,7 @@ from musicgen_train.evaluation.split import SplitClips
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
-Kind = Literal["prompt", "unconditional", "dataset", "continuation"]
+Kind = Literal["prompt", "unconditional", "dataset", "continuation", "control"]
 
 _SLUG_LENGTH = 48
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import shlex
@@ -9,16 +10,19 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from musicgen_train.audio.analysis import SHORTEST_SECONDS
 from musicgen_train.audio.io import read_audio, write_audio
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.evaluation.assemble import EvaluatedModel, check_encoders, find_model, load_model
+from musicgen_train.evaluation.control import ControlClip, control_table
+from musicgen_train.evaluation.control_listening import listen, set_name
+from musicgen_train.evaluation.control_set import ControlSet, dataset_clips, fresh_pieces
 from musicgen_train.evaluation.cross_entropy import code_use, score
 from musicgen_train.evaluation.curves import charts_of_run, read_metrics
 from musicgen_train.evaluation.embedders import load_embedder
@@ -43,11 +47,13 @@ from musicgen_train.evaluation.split import Condition, SplitClips, choose_split,
 from musicgen_train.hub.folder import write_json
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.generation import window_frames
+from musicgen_train.provenance.machine import versions
+from musicgen_train.provenance.record import write_record
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
 _FOLDERS = {"prompt": "", "unconditional": "unconditional", "dataset": "dataset", "continuation": "continuations"}
+_CONTROL_FOLDER = "control"
 _REFERENCES = "references"
-_PACKAGES = ("musicgen-train", "torch", "torchaudio", "numpy", "datasets", "lightning", "soundfile", "sentencepiece")
 
 
 def run(config: DictConfig) -> Path:
@@ -64,14 +70,17 @@ def run(config: DictConfig) -> Path:
     with report_folder(output, overwrite=settings.overwrite) as folder:
         evaluation = Evaluation(settings, folder)
         samples = evaluation.sample()
-        tables = evaluation.measure(samples)
-        results = evaluation.results(samples, tables, OmegaConf.to_container(config, resolve=True))
+        control = evaluation.control()
+        tables = evaluation.measure(samples, control)
+        results = evaluation.results(samples, tables, control, OmegaConf.to_container(config, resolve=True))
         write_json(folder / RESULTS_NAME, results)
+        write_record(folder)
         metrics_file = evaluation.evaluated.source.metrics
         write_report(
             Report(
                 samples=samples,
                 tables=tables,
+                control=control,
                 charts=[] if metrics_file is None else charts_of_run(read_metrics(metrics_file)),
                 results=results,
             ),
@@ -111,6 +120,17 @@ class Evaluation:
         self.frame_rate = codec.sampling_rate / codec.hop_length
         self.sampling = self._sampling_settings()
         self.new_frames = self.sampling.max_new_tokens + 1 - self.model.config.decoder.channel_codebooks
+        if settings.control_clips and self.new_frames < SHORTEST_SECONDS * self.frame_rate:
+            raise ValueError(
+                f"samples of {self.new_frames / self.frame_rate:.2f} s are too short for the control test, which needs "
+                f"{SHORTEST_SECONDS:g} s and hears well from 5 s on; ask for a longer duration, or control.clips=0"
+            )
+        self.control_sampling = dataclasses.replace(
+            self.sampling,
+            guidance_scales=settings.control_guidance_scale or self.sampling.guidance_scales,
+            repetitions=1,
+        )
+        self.control_source = ""
         self.sampling_seconds = 0.0
         self.generated_seconds = 0.0
 
@@ -133,9 +153,28 @@ class Evaluation:
             self.sampling_seconds, self.generated_seconds = progress.elapsed, progress.done
         return [records[number] for number in sorted(records)]
 
-    def measure(self, samples: Sequence[SampleRecord]) -> list[MetricTable]:
+    def control(self) -> list[ControlClip]:
+        """Generate from captions that name properties, and hear whether the audio has them."""
+        if not self.settings.control_clips:
+            return []
+        control = self._control_set()
+        self.control_source = control.source
+        clips = len(control.requests) * len(self.control_sampling.guidance_scales)
+        with Progress("control", clips * self.new_frames / self.frame_rate) as progress:
+            return listen(
+                control,
+                self.model,
+                self.control_sampling,
+                self._write_control,
+                lambda frames: progress.advance(frames / self.frame_rate),
+            )
+
+    def measure(self, samples: Sequence[SampleRecord], control: Sequence[ControlClip]) -> list[MetricTable]:
         """All tables that the settings and what is there allow."""
         tables = []
+        if control:
+            generated = [set_name(scale) for scale in self.control_sampling.guidance_scales]
+            tables.append(control_table(control, generated, self.control_source))
         if self.dataset is not None and self.settings.cross_entropy:
             tables.append(self._measure_cross_entropy(self.dataset))
         if self.embedder is not None and (self.dataset is not None or self.reference_files):
@@ -150,7 +189,13 @@ class Evaluation:
             tables.append(signal_table(sets))
         return tables
 
-    def results(self, samples: Sequence[SampleRecord], tables: Sequence[MetricTable], config: Any) -> dict[str, Any]:
+    def results(
+        self,
+        samples: Sequence[SampleRecord],
+        tables: Sequence[MetricTable],
+        control: Sequence[ControlClip],
+        config: Any,
+    ) -> dict[str, Any]:
         """The content of `results.json`."""
         source, model = self.evaluated.source, self.model
         return as_json(
@@ -202,6 +247,7 @@ class Evaluation:
                     else None,
                 },
                 "samples": samples,
+                "control": control,
                 "metrics": {table.key: table.as_json() for table in tables},
                 "warnings": overall_warnings(samples),
                 "seconds": time.time() - self.started,
@@ -253,6 +299,15 @@ class Evaluation:
             )
         return requests + continued
 
+    def _control_set(self) -> ControlSet:
+        settings = self.settings
+        if settings.control_source == "dataset":
+            return dataset_clips(self._clips(settings.control_clips, self.new_frames), self.new_frames)
+        samples = self.new_frames * self.model.config.audio_encoder.hop_length
+        return fresh_pieces(
+            settings.control_clips, settings.control_seed, samples, self.model, self.evaluated.text_source
+        )
+
     def _clips(self, wanted: int | None, max_frames: int) -> SplitClips:
         assert self.dataset is not None
         total = len(self.dataset)
@@ -299,6 +354,12 @@ class Evaluation:
             signal=signal,
             warnings=warnings_of(signal),
         )
+
+    def _write_control(self, stem: str, audio_CS: torch.Tensor) -> str:
+        file = Path(_CONTROL_FOLDER) / f"{stem}.{self.settings.audio_format}"
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        write_audio(self.folder / file, audio_CS, self.sampling_rate, loudness=self.settings.loudness)
+        return file.as_posix()
 
     @torch.no_grad()
     def _decode(self, codes_KT: torch.Tensor) -> torch.Tensor:
@@ -376,17 +437,6 @@ class Evaluation:
 def overall_warnings(samples: Sequence[SampleRecord]) -> list[str]:
     """The samples' warnings together: each one's file and what is wrong with it."""
     return [f"{sample.audio.file}: {warning}" for sample in samples for warning in sample.audio.warnings]
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _by_scale(samples: Sequence[SampleRecord]) -> dict[str, list[SampleRecord]]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 _FORMATS = ("wav", "flac")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CONTROL_SOURCES = ("demo", "dataset")
 _GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "extend_stride")
 
 
@@ -48,6 +49,11 @@ class EvaluationSettings:
     embedder: str
     reference_audio: str | None
     reference_clips: int
+    control_clips: int
+    control_source: str
+    control_seed: int
+    control_guidance_scale: list[float]
+    """Empty for `guidance_scale`."""
     embed_megabytes: float
     overwrite: bool
 
@@ -89,6 +95,12 @@ class EvaluationSettings:
             embedder=given.text("metrics.embedder"),
             reference_audio=given.text_or_none("metrics.reference_audio"),
             reference_clips=given.whole("metrics.reference_clips"),
+            control_clips=given.whole("control.clips"),
+            control_source=given.text("control.source"),
+            control_seed=given.whole("control.seed"),
+            control_guidance_scale=[
+                given.as_number("control.guidance_scale", scale) for scale in given.listed("control.guidance_scale")
+            ],
             embed_megabytes=given.number("report.embed_megabytes"),
             overwrite=given.yes_or_no("overwrite"),
         )
@@ -101,6 +113,7 @@ class EvaluationSettings:
             ("metrics.batch_size", self.metrics_batch_size, 1),
             ("metrics.max_clips", 1 if self.max_clips is None else self.max_clips, 1),
             ("metrics.reference_clips", self.reference_clips, 2),
+            ("control.clips", self.control_clips, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be {least} or more")
@@ -111,12 +124,20 @@ class EvaluationSettings:
             raise ValueError(f"audio_format is {self.audio_format!r}; allowed are {', '.join(_FORMATS)}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed are {', '.join(_DTYPES)}")
+        if self.control_clips == 1:
+            raise ValueError(
+                "control.clips is 1; it must be 0, or 2 or more, since captions are exchanged between clips"
+            )
+        if self.control_source not in _CONTROL_SOURCES:
+            raise ValueError(f"control.source is {self.control_source!r}; allowed are {', '.join(_CONTROL_SOURCES)}")
+        if self.control_clips and self.control_source == "dataset" and self.data_path is None:
+            raise ValueError("control.source=dataset takes captions of a dataset; give data.path too")
         if self.data_path is None and self.continuation_rows:
             raise ValueError("continuation.rows are rows of a dataset; give data.path too")
-        if not (self.prompts or self.unconditional or self.data_path or self.continuation_audio):
+        if not (self.prompts or self.unconditional or self.data_path or self.continuation_audio or self.control_clips):
             raise ValueError(
-                "there is nothing to do: give prompts=FILE, data.path=LATENTS, unconditional=N, or "
-                "continuation.audio=FILE"
+                "there is nothing to do: give prompts=FILE, data.path=LATENTS, unconditional=N, "
+                "continuation.audio=FILE, or control.clips=N"
             )
 
     def torch_device(self) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ def fingerprint(model: PretrainedModel[Any]) -> str:
     config: T5Config | EncodecConfig = model.config
     fields = {name: getattr(config, name) for name in sorted(config.field_names())}
     digest.update(json.dumps([config.model_type, fields], sort_keys=True).encode())
-    state = model.state_dict()
-    for name in sorted(state):
-        if name in model.tied_keys:
-            continue
-        value = state[name].detach().to("cpu")
+    add_tensors(digest, {name: value for name, value in model.state_dict().items() if name not in model.tied_keys})
+    return digest.hexdigest()
+
+
+def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Feed tensors to a digest: names in order, shapes, and values, floating-point ones as float32."""
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu")
         value = value.to(torch.float32) if value.is_floating_point() else value
         digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

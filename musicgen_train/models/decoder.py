@@ -213,6 +213,11 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
         """Keep activations for the backward pass."""
         self.model.decoder.gradient_checkpointing = False
 
+    def compile_layers(self) -> None:
+        """Compile each layer at its first use (`torch.compile`), in place: names and weights stay what they are."""
+        for layer in self.model.decoder.layers:
+            layer.compile()
+
     def get_input_embeddings(self) -> nn.ModuleList:
         """The embedding of each codebook."""
         return self.model.decoder.embed_tokens

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ class CutTrack:
     """Whether sound at the end was too short for a clip of its own."""
     problem: str | None = None
     """Why the track cannot be used."""
+    is_gone: bool = False
+    """Whether there is no file of its name, which there was when it was listed."""
 
 
 class TrackDecoder(Dataset[CutTrack]):
@@ -72,6 +75,11 @@ class TrackDecoder(Dataset[CutTrack]):
         self._cutter = cutter
 
     def __getitem__(self, track: Any) -> CutTrack:
+        result = self._cut(track)
+        result.is_gone = result.problem is not None and isinstance(track.audio, Path) and not track.audio.exists()
+        return result
+
+    def _cut(self, track: Track) -> CutTrack:
         cutter = self._cutter
         result = CutTrack(track=without_audio(track), problem=track.problem)
         if result.problem is not None:

@@ -165,9 +165,9 @@ def _time(
         for start, end in cutter.spans(audio_CS.shape[-1])[:clips_each]:
             clip_CS = audio_CS[:, start:end].numpy()
             if not encoded:
-                encoders.audio.encode([clip_CS])  # the first call sets kernels up
+                encoders.audio.encode([clip_CS], 1)  # the first call sets kernels up
             begin = time.perf_counter()
-            encoders.audio.encode([clip_CS])
+            encoders.audio.encode([clip_CS], 1)
             encoding += time.perf_counter() - begin
             encoded += (end - start) / cutter.sampling_rate
     if not encoded:

@@ -1,4 +1,4 @@
-"""The heart of a run: tracks in, shards out.
+"""The heart of a run: candidates in, shards out.
 
 Three things happen at a time: workers decode what comes next, this thread keeps the codec busy, and another thread
 encodes captions and writes the shard before.
@@ -6,10 +6,9 @@ encodes captions and writes the shard before.
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +17,128 @@ import numpy as np
 from musicgen_train.latents.format import pack_codes, pack_states
 from musicgen_train.preprocess.captions import caption_variants, metadata_json
 from musicgen_train.preprocess.clips import ClipCutter, CutTrack, decode_tracks, is_silent
-from musicgen_train.preprocess.encoders import AudioCoder, Encoders, TextCoder
+from musicgen_train.preprocess.encoders import AudioCoder, Encoders, TextCoder, clip_rows
 from musicgen_train.preprocess.progress import Progress
+from musicgen_train.preprocess.ranks import Rank
+from musicgen_train.preprocess.results import EncodedTracks, ListingDigest, Result, Results
 from musicgen_train.preprocess.settings import PreprocessSettings
-from musicgen_train.preprocess.shards import ShardReport, shard_key, write_shard
-from musicgen_train.preprocess.tracks import Track
+from musicgen_train.preprocess.shards import write_shard
+from musicgen_train.preprocess.tracks import Candidate, Source, Track
+
+# After so long a shard is written with what it has.
+_MOST_SHARD_SECONDS = 300.0
 
 
-def encode_tracks(
-    tracks: Iterable[Track],
-    folder: Path,
-    settings: PreprocessSettings,
-    encoders: Encoders,
-    *,
-    content_digest: str,
-    workers: int,
-    progress: Progress,
-) -> list[Path]:
-    """Encode all tracks, and write them into `folder` as shards of `settings.shard_tracks`.
+class RejectedTrackError(ValueError):
+    """A track that cannot be used, where the settings say that each must be."""
 
-    No batch holds clips of two shards, so what a shard holds depends on its own tracks alone.
 
-    Returns:
-        The shards' folders, in the order of their tracks.
+class Encoding:
+    """The tracks of one rank on their way into shards.
 
-    Raises:
-        OSError: a shard could not be written, as when the disk is full, or a worker process was killed.
+    Args:
+        settings: of the run.
+        encoders: of the run.
+        rank: whose tracks are encoded.
+        shards: the folder with all shards.
+        staging: a folder of this rank alone, on the same file system.
+        progress: told of every track.
     """
-    cutter = cutter_for(settings, encoders.audio)
-    keyed = _with_keys(tracks, content_digest)
-    known_captions: set[str] = set()
-    shards: list[Path] = []
-    pending: Future[Path] | None = None
-    batch_samples = round(settings.batch_seconds * cutter.sampling_rate)
-    shard = _Shard(settings, encoders, batch_samples)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer") as writer:
-        decoded = decode_tracks(keyed, cutter, workers)
-        while True:
-            cut = next(decoded, None)
-            if cut is not None:
-                shard.add(cut, cutter)
-                seconds = cut.samples / cutter.sampling_rate
-                progress.add(tracks=1, audio_seconds=seconds, rejected=cut.problem is not None)
-            if shard.keys and (cut is None or len(shard.keys) == settings.shard_tracks):
-                shard.flush()
-                new = [text for text in shard.captions if text not in known_captions]
-                known_captions.update(new)
-                if pending is not None:
-                    # At most one finished shard waits in memory; an error in the thread comes up here.
-                    shards.append(pending.result())
-                pending = writer.submit(_write, shard, new, folder, encoders.text, settings.states_dtype)
-                shard = _Shard(settings, encoders, batch_samples)
-            if cut is None:
-                break
-        if pending is not None:
-            shards.append(pending.result())
-    return shards
+
+    def __init__(
+        self,
+        settings: PreprocessSettings,
+        encoders: Encoders,
+        rank: Rank,
+        *,
+        shards: Path,
+        staging: Path,
+        progress: Progress,
+    ) -> None:
+        self._settings = settings
+        self._encoders = encoders
+        self._rank = rank
+        self._shards = shards
+        self._staging = staging
+        self._progress = progress
+        self._cutter = cutter_for(settings, encoders.audio)
+        self.encoded_before = EncodedTracks(shards, rank)
+        """From earlier runs."""
+        self.listing = ListingDigest()
+        """Of all candidates, those of other ranks too."""
+        self.results = Results()
+        """Of this rank's tracks."""
+
+    def run(self, candidates: Iterable[Candidate], source: Source, workers: int) -> None:
+        """Encode what is not encoded yet, in shards of `settings.shard_tracks` tracks, or of five minutes' work.
+
+        Args:
+            candidates: all, of which this rank takes its own.
+            source: asked whether it is still there, where a file is not.
+            workers: processes that decode; 0 decodes in this one.
+
+        Raises:
+            OSError: a shard could not be written, as when the disk is full, a worker process was killed, or the
+                source is gone. All shards that were complete stay, and the next run goes on from them.
+            RejectedTrackError: a track cannot be used, and `settings.stop_on_rejected`. The same holds.
+        """
+        shard = self._new_shard()
+        pending: Future[list[Result]] | None = None
+        rejection: RejectedTrackError | None = None
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer") as writer:
+            decoded = decode_tracks(self._to_encode(candidates), self._cutter, workers)
+            while True:
+                cut = None if rejection is not None else next(decoded, None)
+                if cut is not None:
+                    if cut.is_gone:
+                        _check_source(source, cut.track, self._settings.input)
+                    if cut.problem is not None and self._settings.stop_on_rejected:
+                        rejection = RejectedTrackError(
+                            f"{cut.track.id}: {cut.problem} (stop_on_rejected=true). What is encoded so far is kept "
+                            "for the next run"
+                        )
+                        continue
+                    shard.add(cut)
+                    seconds = cut.samples / self._cutter.sampling_rate
+                    self._progress.add(tracks=1, audio_seconds=seconds, rejected=cut.problem is not None)
+                if shard.tracks and (cut is None or shard.is_full()):
+                    shard.encode_waiting()
+                    if pending is not None:
+                        # At most one finished shard waits in memory; an error in the thread comes up here.
+                        self._take(pending.result())
+                    pending = writer.submit(
+                        shard.write, self._shards, self._staging, self._encoders.text, self._settings.states_dtype
+                    )
+                    shard = self._new_shard()
+                if cut is None:
+                    break
+            if pending is not None:
+                self._take(pending.result())
+        if rejection is not None:
+            raise rejection
+
+    def _to_encode(self, candidates: Iterable[Candidate]) -> Iterator[Track]:
+        for candidate in candidates:
+            self.listing.add(candidate.id)
+            if not self._rank.owns(candidate.id):
+                continue
+            found = self.encoded_before.unchanged(candidate.id, candidate.order, candidate.stamp())
+            if found is None:
+                track = candidate.read()
+                track.key = track.content_key()
+                found = self.encoded_before.equal(track.id, track.order, track.key)
+                if found is None:
+                    yield track
+                    continue
+            self.results.add(found)
+            self._progress.add(reused=1)
+
+    def _take(self, results: list[Result]) -> None:
+        for result in results:
+            self.results.add(result)
+
+    def _new_shard(self) -> _Shard:
+        return _Shard(self._settings, self._encoders.audio, self._cutter)
 
 
 def cutter_for(settings: PreprocessSettings, audio: AudioCoder) -> ClipCutter:
@@ -91,108 +156,100 @@ def cutter_for(settings: PreprocessSettings, audio: AudioCoder) -> ClipCutter:
     )
 
 
-@dataclass(kw_only=True)
-class _Waiting:
-    """A clip on its way to the codec."""
-
-    row: dict[str, Any]
-    clip_CS: np.ndarray[Any, Any]
-
-
 class _Shard:
     """A shard while its clips are being encoded."""
 
-    def __init__(self, settings: PreprocessSettings, encoders: Encoders, batch_samples: int) -> None:
-        self.keys: list[str] = []
-        self.rows: list[dict[str, Any]] = []
+    def __init__(self, settings: PreprocessSettings, audio: AudioCoder, cutter: ClipCutter) -> None:
+        self.tracks: list[dict[str, Any]] = []
+        self._begun = time.monotonic()
+        self._orders: list[str] = []
+        self._clips: list[dict[str, Any]] = []
         # Captions in the order of their first use, each once.
-        self.captions: dict[str, None] = {}
-        self.report = ShardReport()
+        self._captions: dict[str, None] = {}
         self._settings = settings
-        self._audio = encoders.audio
-        self._batch_samples = batch_samples
-        self._waiting: dict[int, list[_Waiting]] = {}
-        self._waiting_samples = 0
+        self._audio = audio
+        self._cutter = cutter
+        self._batch_samples = round(settings.batch_seconds * cutter.sampling_rate)
+        # Rows of clips that are not encoded yet, all of the full length, and their audio.
+        self._waiting: list[tuple[dict[str, Any], np.ndarray[Any, Any]]] = []
 
-    def add(self, cut: CutTrack, cutter: ClipCutter) -> None:
-        """Count a track, describe its clips, and encode those that make up a batch."""
-        track, counts = cut.track, self.report.counts
-        self.keys.append(track.key)
-        counts["files"] += 1
-        if cut.problem is not None:
-            counts["rejected"] += 1
-            self.report.rejected.append({"file": track.id, "reason": cut.problem})
-            return
-        if not cut.clips:
-            counts["too_short"] += 1
-            return
-        texts = caption_variants(track.description, track.id, self._settings.captions)
-        self.captions.update(dict.fromkeys(texts))
-        metadata = track.description.metadata
-        counts["tracks"] += 1
-        counts["clips"] += len(cut.clips)
-        counts["missing_caption"] += not texts
-        counts["short_tails"] += cut.tail_dropped
-        for clip_CS, start in zip(cut.clips, cut.starts, strict=True):
-            silent = is_silent(clip_CS)
-            counts["silent"] += silent
-            row = {
+    def add(self, cut: CutTrack) -> None:
+        """Describe a track and its clips, and encode those that make up a batch."""
+        track, rate = cut.track, self._cutter.sampling_rate
+        texts = caption_variants(track.description, track.id, self._settings.captions) if cut.clips else []
+        self._captions.update(dict.fromkeys(texts))
+        self._orders.append(track.order)
+        self.tracks.append(
+            {
+                "id": track.id,
+                "key": track.key,
+                "stamp": track.stamp,
+                "problem": cut.problem,
+                "first_clip": len(self._clips),
+                "clips": len(cut.clips),
+                "short_tail": cut.tail_dropped,
                 "captions": texts,
-                "track": track.id,
-                "start_seconds": start / cutter.sampling_rate,
-                "silent": silent,
-                "metadata": metadata_json(metadata),
-                "seconds": clip_CS.shape[-1] / cutter.sampling_rate,
+                "metadata": metadata_json(track.description.metadata),
                 "stated_split": track.split,
-                "group": _group(track, self._settings.split.group_by),
+                "group": track.group or track.id,
             }
-            self.rows.append(row)
-            self._enqueue(_Waiting(row=row, clip_CS=clip_CS))
+        )
+        for clip_CS, start in zip(cut.clips, cut.starts, strict=True):
+            length = clip_CS.shape[-1]
+            row = {"start_seconds": start / rate, "seconds": length / rate, "silent": is_silent(clip_CS)}
+            self._clips.append(row)
+            if self._rows(length) == 1:
+                self._encode([(row, clip_CS)], 1)
+            else:
+                self._waiting.append((row, clip_CS))
+                if len(self._waiting) == self._rows(length):
+                    self.encode_waiting()
 
-    def flush(self) -> None:
-        """Encode all clips that wait."""
-        for length in sorted(self._waiting):
-            self._encode(length)
+    def is_full(self) -> bool:
+        """Whether it has its tracks, or has taken so long that a kill would cost too much."""
+        too_long = time.monotonic() - self._begun > _MOST_SHARD_SECONDS
+        return too_long or len(self.tracks) == self._settings.shard_tracks
 
-    def _enqueue(self, waiting: _Waiting) -> None:
-        length = waiting.clip_CS.shape[-1]
-        batch = self._waiting.setdefault(length, [])
-        batch.append(waiting)
-        self._waiting_samples += length
-        if (len(batch) + 1) * length > self._batch_samples:
-            self._encode(length)
-        elif self._waiting_samples > 2 * self._batch_samples:
-            # Ends of tracks are all of different lengths and would pile up.
-            self.flush()
+    def encode_waiting(self) -> None:
+        """Encode all clips that wait for others."""
+        if self._waiting:
+            self._encode(self._waiting, self._rows(self._cutter.length))
+            self._waiting = []
 
-    def _encode(self, length: int) -> None:
+    def write(self, folder: Path, staging: Path, text: TextCoder, states_dtype: str) -> list[Result]:
+        """Encode the captions and write everything; returns what the tracks became."""
+        captions = [
+            {
+                "text": caption,
+                "states": pack_states(encoded.states_LD, states_dtype),
+                "length": len(encoded.states_LD),
+                "cut": encoded.cut,
+            }
+            for caption, encoded in zip(self._captions, text.encode(list(self._captions)), strict=True)
+        ]
+        shard = write_shard(folder, staging, self.tracks, self._clips, captions)
+        return [
+            Result(order=order, id=row["id"], key=row["key"], problem=row["problem"], shard=shard.name, row=number)
+            for number, (order, row) in enumerate(zip(self._orders, self.tracks, strict=True))
+        ]
+
+    def _rows(self, length: int) -> int:
+        return clip_rows(length, self._cutter.length, self._batch_samples)
+
+    def _encode(self, batch: list[tuple[dict[str, Any], np.ndarray[Any, Any]]], rows: int) -> None:
         # Only equal lengths share a batch: padding would change the codes at a clip's end.
-        batch = self._waiting.pop(length)
-        self._waiting_samples -= len(batch) * length
-        codes_BKT = self._audio.encode([each.clip_CS for each in batch])
-        for each, codes_KT in zip(batch, codes_BKT, strict=True):
-            each.row["codes"] = pack_codes(codes_KT)
-            each.row["frames"] = codes_KT.shape[-1]
+        codes_BKT = self._audio.encode([clip_CS for _, clip_CS in batch], rows)
+        for (row, _), codes_KT in zip(batch, codes_BKT, strict=True):
+            row["codes"] = pack_codes(codes_KT)
+            row["frames"] = codes_KT.shape[-1]
 
 
-def _with_keys(tracks: Iterable[Track], content_digest: str) -> Iterator[Track]:
-    for track in tracks:
-        track.key = track.content_key(content_digest)
-        yield track
-
-
-def _write(shard: _Shard, new_captions: list[str], folder: Path, text: TextCoder, states_dtype: str) -> Path:
-    captions: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    for caption, encoded in zip(new_captions, text.encode(new_captions), strict=True):
-        counts["captions_cut"] += encoded.cut
-        packed = pack_states(encoded.states_LD, states_dtype)
-        captions.append({"text": caption, "states": packed, "length": len(encoded.states_LD)})
-    shard.report.counts += counts
-    return write_shard(folder, shard_key(shard.keys), shard.rows, captions, shard.report)
-
-
-def _group(track: Track, group_by: str | None) -> str:
-    """The name by which a track is put into a split."""
-    value = track.description.metadata.get(group_by) if group_by is not None else None
-    return (track.group or track.id) if value in (None, "", []) else f"{group_by}={value}"
+def _check_source(source: Source, track: Track, name: str) -> None:
+    """One file that is gone is rejected; a whole library that is gone must not end as a dataset of what was left."""
+    try:
+        source.check_it_is_there()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"input {name} is gone ({error.strerror or error}), noticed at {track.id}. What is encoded so far is kept: "
+            "run the same command again when the input is back"
+        ) from error

@@ -1,11 +1,16 @@
 """The frozen encoders at work: clips to codes, captions to states.
 
+What a clip or a caption becomes must not depend, not even by rounding, on which others are encoded beside it: a run
+that was killed, shared by many processes or grown later groups them otherwise, and gives the same dataset. Rows of a
+batch do not touch each other, but libraries choose how to sum by a batch's shape. So the shape is always the same for
+the same length: what is missing in a batch is filled up.
+
 Axes: B batch, C channels, S samples, K codebooks, T frames, L text length, D text width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,11 @@ from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
-_LARGEST_TEXT_BATCH = 256
+# Most rows of a batch. What a batch lacks of them is computed in vain, so they are few.
+_CLIP_ROWS = 8
+_TEXT_ROWS = 16
+# Lengths of padded captions are multiples of it, in tokens.
+_TEXT_STEP = 16
 
 
 @dataclass(kw_only=True)
@@ -70,15 +79,21 @@ class AudioCoder:
         return self._codec.device
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+    def encode(self, clips: Sequence[np.ndarray[Any, Any]], rows: int) -> torch.Tensor:
         """Codes of clips of one length.
 
         Args:
             clips: float32 `(channels, samples)` each.
+            rows: of the batch, at least as many as there are clips; the others are silence.
 
         Returns:
-            int16 `(batch, num_codebooks, frames)` on the CPU, `frames = ceil(samples / hop_length)`.
+            int16 `(len(clips), num_codebooks, frames)` on the CPU, `frames = ceil(samples / hop_length)`.
         """
+        assert 0 < len(clips) <= rows, f"{len(clips)} clips in a batch of {rows}"
+        filled = [*clips, *[np.zeros_like(clips[0])] * (rows - len(clips))]
+        return self._encode(filled)[: len(clips)]
+
+    def _encode(self, clips: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
         audio_BCS = torch.from_numpy(np.stack(clips)).to(self.device, non_blocking=True)
         if not self._by_side:
             return self._codes(audio_BCS)
@@ -121,46 +136,60 @@ class TextCoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedCaption]:
-        """States of captions, in their order.
-
-        Captions of like length share a batch, so that there is little padding; what padding there is changes nothing,
-        since it is masked.
-        """
+        """States of captions, in their order, whatever else is among them."""
         ids, cut = zip(*map(self.token_ids, texts), strict=True) if texts else ((), ())
+        by_length: dict[int, list[int]] = {}
+        for number, row in enumerate(ids):
+            by_length.setdefault(-(-len(row) // _TEXT_STEP) * _TEXT_STEP, []).append(number)
         encoded: dict[int, EncodedCaption] = {}
-        for rows in self._batches([len(row) for row in ids]):
-            length = max(len(ids[row]) for row in rows)
-            input_ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
-            mask_BL = torch.zeros(len(rows), length, dtype=torch.long)
-            for place, row in enumerate(rows):
-                input_ids_BL[place, : len(ids[row])] = torch.tensor(ids[row])
-                mask_BL[place, : len(ids[row])] = 1
-            device = self._model.device
-            states_BLD = self._model(input_ids_BL.to(device), mask_BL.to(device)).last_hidden_state.cpu()
-            for place, row in enumerate(rows):
-                encoded[row] = EncodedCaption(states_LD=states_BLD[place, : len(ids[row])].clone(), cut=cut[row])
-        return [encoded[row] for row in range(len(texts))]
+        for length, numbers in sorted(by_length.items()):
+            rows = min(max(self._batch_tokens // length, 1), _TEXT_ROWS)
+            for start in range(0, len(numbers), rows):
+                batch = numbers[start : start + rows]
+                states_BLD = self._states([ids[number] for number in batch], rows, length)
+                for row, number in enumerate(batch):
+                    states_LD = states_BLD[row, : len(ids[number])].clone()
+                    encoded[number] = EncodedCaption(states_LD=states_LD, cut=cut[number])
+        return [encoded[number] for number in range(len(texts))]
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-            # The newest is the longest, to which all of the batch are padded.
-            full = (len(batch) + 1) * lengths[row] > self._batch_tokens or len(batch) == _LARGEST_TEXT_BATCH
-            if batch and full:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+    def _states(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> torch.Tensor:
+        """States of a batch of exactly this shape; padding is masked and changes nothing."""
+        input_ids_BL = torch.zeros(rows, length, dtype=torch.long)
+        mask_BL = torch.zeros(rows, length, dtype=torch.long)
+        # Rows without a caption see one token, since attention to nothing is NaN.
+        mask_BL[:, 0] = 1
+        for row, tokens in enumerate(ids):
+            input_ids_BL[row, : len(tokens)] = torch.tensor(tokens)
+            mask_BL[row, : len(tokens)] = 1
+        device = self._model.device
+        states: torch.Tensor = self._model(input_ids_BL.to(device), mask_BL.to(device)).last_hidden_state
+        return states.cpu()
 
 
-def load_encoders(settings: PreprocessSettings) -> Encoders:
+def clip_rows(length: int, full_length: int, batch_samples: int) -> int:
+    """Rows of the batches that clips of a length are encoded in.
+
+    Clips of the full length share batches. Ends of tracks are all of different lengths, and go alone.
+
+    Args:
+        length: of the clip, in samples.
+        full_length: of clips that are not ends of tracks.
+        batch_samples: that a batch may have.
+    """
+    return min(max(batch_samples // length, 1), _CLIP_ROWS) if length == full_length else 1
+
+
+def load_encoders(settings: PreprocessSettings, local_rank: int = 0) -> Encoders:
     """Read both encoders and put them on the device.
+
+    Args:
+        settings: which.
+        local_rank: number of this process on its machine, see `pick_device`.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `from_pretrained`, or as `AudioCoder`.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, local_rank)
     text_name = _part(settings.text_encoder or settings.encoders, "text_encoder")
     audio_name = _part(settings.audio_encoder or settings.encoders, "audio_encoder")
     codec = EncodecModel.from_pretrained(audio_name)
@@ -182,15 +211,17 @@ def load_encoders(settings: PreprocessSettings) -> Encoders:
     )
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Of several GPUs "auto" gives each process of a machine the next one.
 
     Raises:
         ValueError: there is no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

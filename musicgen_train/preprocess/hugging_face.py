@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from musicgen_train.preprocess.captions import describe, jsonable
+from musicgen_train.preprocess.listing import Listing
 from musicgen_train.preprocess.settings import CaptionSettings, PreprocessSettings
-from musicgen_train.preprocess.tracks import Track, split_name, split_of_folder
+from musicgen_train.preprocess.tracks import Candidate, Track, split_name, split_of_folder
+
+# Name of a split, its place among them, and its column of audio.
+_About = tuple[str, int, str]
 
 
 class DatasetSource:
@@ -25,31 +30,55 @@ class DatasetSource:
         sizes = [len(split) if hasattr(split, "__len__") else None for split, _ in self._splits.values()]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
-    def __iter__(self) -> Iterator[Track]:
-        for name, (split, column) in self._splits.items():
-            for number, row in enumerate(split):
-                audio = row.pop(column)
-                stated = split_name(row.get("split"))
-                track = Track(
-                    id=f"{name}/{number:08d}",
-                    audio=b"",
-                    split=stated or (split_name(name) if len(self._splits) > 1 else None),
-                    description=describe(row, self._captions),
-                )
-                if isinstance(audio, Mapping):
-                    track.description.metadata.setdefault("file", jsonable(audio.get("path")))
-                    audio = audio.get("bytes") or audio.get("path")
-                if isinstance(audio, bytes) and audio:
-                    track.audio = audio
-                elif isinstance(audio, str) and audio:
-                    track.audio = Path(audio)
-                else:
-                    track.problem = f"the row has no audio in its column {column}"
-                yield track
+    def check_it_is_there(self) -> None:
+        """Open files stay readable; what cannot be read raises by itself."""
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for place, (name, (split, column)) in enumerate(self._splits.items()):
+            about = (name, place, column)
+            if hasattr(split, "__len__"):
+                # A row may hold megabytes of audio: read when it is wanted, not when it is listed.
+                for number in range(len(split)):
+                    read = functools.partial(self._row, split, number, about)
+                    yield self._candidate(read, number, about, f"{split._fingerprint} {number}")
+            else:
+                for number, row in enumerate(split):
+                    yield self._candidate(functools.partial(self._track, row, number, about, ""), number, about, "")
+
+    def _candidate(self, read: Callable[[], Track], number: int, about: _About, stamp: str) -> Candidate:
+        name, place, _ = about
+        return Candidate(id=f"{name}/{number:08d}", order=f"{place:06d}/{number:012d}", stamp=lambda: stamp, read=read)
+
+    def _row(self, split: Any, number: int, about: _About) -> Track:
+        return self._track(split[number], number, about, f"{split._fingerprint} {number}")
+
+    def _track(self, row: dict[str, Any], number: int, about: _About, stamp: str) -> Track:
+        name, place, column = about
+        row = dict(row)
+        audio = row.pop(column)
+        stated = split_name(row.get("split"))
+        track = Track(
+            id=f"{name}/{number:08d}",
+            order=f"{place:06d}/{number:012d}",
+            audio=b"",
+            split=stated or (split_name(name) if len(self._splits) > 1 else None),
+            description=describe(row, self._captions),
+        )
+        if isinstance(audio, Mapping):
+            track.description.metadata.setdefault("file", jsonable(audio.get("path")))
+            audio = audio.get("bytes") or audio.get("path")
+        if isinstance(audio, bytes) and audio:
+            track.audio, track.stamp = audio, stamp
+        elif isinstance(audio, str) and audio:
+            # A file of its own, which may change while the dataset does not: it has no stamp.
+            track.audio = Path(audio)
+        else:
+            track.problem = f"the row has no audio in its column {column}"
+        return track
 
 
 def open_dataset(
-    settings: PreprocessSettings, path: Path | None, name: str, listing: Sequence[tuple[str, list[str]]] = ()
+    settings: PreprocessSettings, path: Path | None, name: str, listing: Listing | None = None
 ) -> DatasetSource:
     """The dataset of that name.
 
@@ -57,7 +86,7 @@ def open_dataset(
         settings: which part of it.
         path: its file or folder; None for one of the hub.
         name: its name on the hub, or the path as it was given.
-        listing: of a folder with parquet files, as `sources.walk` gives it; of a saved dataset nothing.
+        listing: of a folder with parquet files; of a saved dataset, and of a file, None.
 
     Raises:
         ValueError: it cannot be read, or has no audio.
@@ -70,7 +99,7 @@ def open_dataset(
             found = datasets.load_dataset(
                 name, hub.config_name, split=hub.split, revision=hub.revision, streaming=hub.streaming
             )
-        elif path.is_dir() and not listing:
+        elif path.is_dir() and listing is None:
             found = datasets.load_from_disk(str(path))
         elif path.suffix == ".arrow":
             found = datasets.Dataset.from_file(str(path))
@@ -91,17 +120,15 @@ def open_dataset(
     return DatasetSource(found, hub.audio_column, settings.captions)
 
 
-def _parquet_files(path: Path, listing: Sequence[tuple[str, list[str]]]) -> dict[str, list[str]]:
+def _parquet_files(path: Path, listing: Listing | None) -> dict[str, list[str]]:
     """Parquet files by split, which folders or names like `validation-00000-of-00001.parquet` may say."""
-    if path.is_file():
+    if listing is None:
         return {"train": [str(path)]}
     files: dict[str, list[str]] = {}
-    for folder, names in listing:
-        for name in names:
-            if name.endswith(".parquet"):
-                relative = f"{folder}/{name}" if folder else name
-                split = split_name(re.split(r"[-_.]", name)[0]) or split_of_folder(relative) or "train"
-                files.setdefault(split, []).append(str(path / relative))
+    for relative in listing.ending([".parquet"]):
+        name = relative.rpartition("/")[2]
+        split = split_name(re.split(r"[-_.]", name)[0]) or split_of_folder(relative) or "train"
+        files.setdefault(split, []).append(str(path / relative))
     if not files:
         raise ValueError(f"there is no .parquet file in {path}")
     return files

@@ -25,10 +25,12 @@ class Progress:
         self.tracks = 0
         self.audio_seconds = 0.0
         self.rejected = 0
+        self.reused = 0
 
-    def add(self, *, tracks: int = 0, audio_seconds: float = 0.0, rejected: int = 0) -> None:
-        """Count, and say it if it is time."""
-        self.tracks += tracks
+    def add(self, *, tracks: int = 0, audio_seconds: float = 0.0, rejected: int = 0, reused: int = 0) -> None:
+        """Count, and say it if it is time. Reused tracks were encoded by an earlier run, and count as tracks too."""
+        self.tracks += tracks + reused
+        self.reused += reused
         self.audio_seconds += audio_seconds
         self.rejected += rejected
         now = time.monotonic()
@@ -45,8 +47,11 @@ class Progress:
             parts.append(f"{hours / elapsed:.4f} h/s ({self.audio_seconds / elapsed:.0f} x real time)")
         if self.rejected:
             parts.append(f"{self.rejected} rejected")
-        if self._total and self.tracks:
-            parts.append(f"{as_time(elapsed * max(self._total - self.tracks, 0) / self.tracks)} left")
+        if self.reused:
+            parts.append(f"{self.reused} from before")
+        if self._total and self.tracks > self.reused:
+            left = elapsed * max(self._total - self.tracks, 0) / (self.tracks - self.reused)
+            parts.append(f"{as_time(left)} left")
         return " | ".join(parts)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import string
 from collections.abc import Mapping
@@ -90,9 +89,13 @@ class PreprocessSettings:
     text_batch_tokens: int = 8192
     workers: int | None = None
     shard_tracks: int = 64
+    rank: int | None = None
+    world_size: int | None = None
     progress_seconds: float = 10.0
     dry_run: bool = False
+    stop_on_rejected: bool = False
     overwrite: bool = False
+    keep_work: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -120,6 +123,10 @@ class PreprocessSettings:
         _require(self.shard_tracks >= 1, "shard_tracks", self.shard_tracks, "at least 1")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null for no limit")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more, or null")
+        if (self.rank is None) != (self.world_size is None):
+            raise ValueError(
+                "rank and world_size go together: give both, or neither where torchrun or srun starts the processes"
+            )
         if self.encoders is None and (self.text_encoder is None or self.audio_encoder is None):
             raise ValueError(
                 "no encoders: give encoders=FOLDER (a MusicGen folder or hub id, e.g. facebook/musicgen-small), or "
@@ -150,14 +157,14 @@ class PreprocessSettings:
         content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return content
 
-    def content_digest(self, fingerprints: Mapping[str, str]) -> str:
-        """SHA-256 over what decides the content of clips: settings and encoders, without how or where they are made."""
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the content of clips and captions, without how or where they are made."""
         left_out = {
             "input", "output", "encoders", "text_encoder", "audio_encoder", "device", "workers", "progress_seconds",
-            "dry_run", "overwrite", "limit", "shard_tracks", "split", "input_format", "hub",
+            "dry_run", "overwrite", "limit", "shard_tracks", "split", "input_format", "hub", "batch_seconds",
+            "text_batch_tokens", "rank", "world_size", "stop_on_rejected", "keep_work",
         }  # fmt: skip
-        decisive = {name: value for name, value in self.to_dict().items() if name not in left_out}
-        return hashlib.sha256(json.dumps([decisive, dict(fingerprints)], sort_keys=True).encode()).hexdigest()
+        return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:

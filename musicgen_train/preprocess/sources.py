@@ -1,17 +1,18 @@
 """Where tracks come from: a folder, an AudioFolder's metadata, an audiocraft manifest, a Hugging Face dataset.
 
-A source is listed once, and lazily: captions are read when their track's turn comes, so memory holds names only.
+A source is listed once, and lazily: captions are read when their track's turn comes, and names are kept on disk.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
+import hashlib
 import itertools
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +21,17 @@ from musicgen_train.audio.io import AUDIO_EXTENSIONS
 from musicgen_train.hub.folder import read_json
 from musicgen_train.preprocess.captions import describe
 from musicgen_train.preprocess.hugging_face import open_dataset
+from musicgen_train.preprocess.listing import Listing
 from musicgen_train.preprocess.settings import CaptionSettings, PreprocessSettings
-from musicgen_train.preprocess.tracks import Source, Track, UniqueNames, split_name, split_of_folder
+from musicgen_train.preprocess.tracks import (
+    Candidate,
+    Source,
+    Track,
+    UniqueNames,
+    file_stamp,
+    split_name,
+    split_of_folder,
+)
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 MANIFEST_NAMES = ("data.jsonl", "data.jsonl.gz")
@@ -49,14 +59,15 @@ def open_source(settings: PreprocessSettings) -> Source:
         )
     is_saved = path.is_dir() and any((path / saved).is_file() for saved in _SAVED_DATASET_NAMES)
     # Of a large library even the names take a while: they are listed once, for whatever the input turns out to be.
-    unlisted: dict[str, str] = {}
-    listing = list(walk(path, unlisted)) if path.is_dir() and not is_saved else []
+    listing = Listing(path) if path.is_dir() and not is_saved else None
     kind = asked if asked != "auto" else "dataset" if is_saved else _kind_of(path, listing)
-    root = path if path.is_dir() else path.parent
     if kind == "folder":
-        if not path.is_dir():
-            raise ValueError(f"input {name} is a file; expected a folder of audio")
-        return FolderSource(path, listing, settings.captions, unlisted)
+        if listing is None:
+            raise ValueError(
+                f"input {name} is {'a saved dataset' if is_saved else 'a file'}; expected a folder of audio"
+            )
+        return FolderSource(listing, settings.captions)
+    root = path if path.is_dir() else path.parent
     if kind == "audiofolder":
         return MetadataSource(_files_named(METADATA_NAMES, path, listing), root, settings.captions)
     if kind == "audiocraft":
@@ -73,44 +84,54 @@ class FolderSource:
 
     kind = "folder"
 
-    def __init__(
-        self,
-        folder: Path,
-        listing: list[tuple[str, list[str]]],
-        captions: CaptionSettings,
-        unlisted: Mapping[str, str],
-    ) -> None:
-        self.folder = folder
+    def __init__(self, listing: Listing, captions: CaptionSettings) -> None:
+        self._listing = listing
+        self._folder = listing.root
         self._captions = captions
-        self._unlisted = unlisted
-        # Relative path, whether a .txt and whether a .json lies beside it.
-        self._files: list[tuple[str, bool, bool]] = []
-        for below, names in listing:
-            there = set(names)
-            for name in names:
-                stem, suffix = os.path.splitext(name)
-                if suffix.lower() in AUDIO_EXTENSIONS and not name.startswith("."):
-                    relative = f"{below}/{name}" if below else name
-                    self._files.append((relative, f"{stem}.txt" in there, f"{stem}.json" in there))
-        self._files.sort()
+        self._suffixes = sorted(AUDIO_EXTENSIONS)
 
     def count(self) -> int:
-        return len(self._files) + len(self._unlisted)
+        return self._listing.count_ending(self._suffixes) + len(self._listing.unlisted)
 
-    def __iter__(self) -> Iterator[Track]:
+    def check_it_is_there(self) -> None:
+        _check_folder(self._folder)
+
+    def __iter__(self) -> Iterator[Candidate]:
         names = UniqueNames()
-        for relative, has_text, has_json in self._files:
-            path = self.folder / relative
-            track = Track(id=names.of(relative), audio=path, split=split_of_folder(relative))
-            try:
-                captions = _read_lines(path.with_suffix(".txt")) if has_text else []
-                fields = read_json(path.with_suffix(".json")) if has_json else {}
-                track.description = describe(fields, self._captions, captions)
-            except (OSError, ValueError) as error:
-                track.problem = f"its captions cannot be read: {_short(error, self.folder)}"
-            yield track
-        for relative, reason in sorted(self._unlisted.items()):
-            yield Track(id=names.of(f"{relative}/"), audio=b"", problem=f"the folder cannot be listed: {reason}")
+        for relative in self._listing.ending(self._suffixes):
+            stem = os.path.splitext(relative)[0]
+            beside = [f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in self._listing]
+            name = names.of(relative)
+            yield Candidate(
+                id=name,
+                order=name,
+                stamp=functools.partial(self._stamp, relative, beside),
+                read=functools.partial(self._read, name, relative, beside),
+            )
+        for relative, reason in sorted(self._listing.unlisted.items()):
+            name = names.of(f"{relative}/")
+            track = Track(id=name, order=name, audio=b"", problem=f"the folder cannot be listed: {reason}")
+            yield Candidate(id=name, order=name, stamp=lambda: "", read=functools.partial(_as_it_is, track))
+
+    def _stamp(self, relative: str, beside: Sequence[str]) -> str:
+        return "; ".join([file_stamp(self._folder / each) for each in (relative, *beside)])
+
+    def _read(self, name: str, relative: str, beside: Sequence[str]) -> Track:
+        # Before anything is read: what changes meanwhile is noticed the next time.
+        stamp = self._stamp(relative, beside)
+        track = Track(id=name, order=name, audio=self._folder / relative, split=split_of_folder(relative), stamp=stamp)
+        captions: list[str] = []
+        fields: dict[str, Any] = {}
+        try:
+            for each in beside:
+                if each.endswith(".txt"):
+                    captions = _read_lines(self._folder / each)
+                else:
+                    fields = read_json(self._folder / each)
+            track.description = describe(fields, self._captions, captions)
+        except (OSError, ValueError) as error:
+            track.problem = f"its captions cannot be read: {_short(error, self._folder)}"
+        return track
 
 
 class MetadataSource:
@@ -129,23 +150,37 @@ class MetadataSource:
     def count(self) -> int:
         return sum(1 for file in self._files for _ in _rows(file))
 
-    def __iter__(self) -> Iterator[Track]:
+    def check_it_is_there(self) -> None:
+        _check_folder(self._root)
+
+    def __iter__(self) -> Iterator[Candidate]:
         names = UniqueNames()
-        for file in self._files:
+        for place, file in enumerate(self._files):
             for number, row in enumerate(_rows(file), start=1):
                 given = row.pop("file_name", None)
                 if not isinstance(given, str) or not given:
                     raise ValueError(f"{file}, entry {number}: no file_name; it has {', '.join(row) or 'no columns'}")
-                audio = file.parent / given
-                name = _below(audio, self._root)
-                stated = row.get("split")
-                yield Track(
-                    id=names.of(name),
-                    audio=audio,
-                    group=name,
-                    split=split_name(stated) or split_of_folder(name),
-                    description=describe(row, self._captions),
-                )
+                yield self._candidate(file.parent / given, row, names, f"{place:06d}/{number:012d}")
+
+    def _candidate(self, audio: Path, row: Mapping[str, Any], names: UniqueNames, order: str) -> Candidate:
+        name = _below(audio, self._root)
+        unique = names.of(name)
+
+        def stamp() -> str:
+            return f"{_digest(row)}; {file_stamp(audio)}"
+
+        def read() -> Track:
+            return Track(
+                id=unique,
+                order=order,
+                stamp=stamp(),
+                audio=audio,
+                group=name,
+                split=split_name(row.get("split")) or split_of_folder(name),
+                description=describe(row, self._captions),
+            )
+
+        return Candidate(id=unique, order=order, stamp=stamp, read=read)
 
 
 class ManifestSource:
@@ -164,9 +199,12 @@ class ManifestSource:
     def count(self) -> int:
         return sum(1 for file in self._files for _ in _rows(file))
 
-    def __iter__(self) -> Iterator[Track]:
+    def check_it_is_there(self) -> None:
+        _check_folder(self._root)
+
+    def __iter__(self) -> Iterator[Candidate]:
         names = UniqueNames()
-        for file in self._files:
+        for place, file in enumerate(self._files):
             # audiocraft keeps one manifest per split, in folders called train, valid and so on.
             split = split_of_folder(_below(file, self._root))
             for number, row in enumerate(_rows(file), start=1):
@@ -176,62 +214,42 @@ class ManifestSource:
                 audio = Path(given)
                 if not audio.is_absolute() and not audio.is_file():
                     audio = file.parent / audio
-                name = _below(audio, self._root)
-                track = Track(id=names.of(name), audio=audio, group=name, split=split)
-                beside = audio.with_suffix(".json")
-                try:
-                    fields = read_json(beside) if beside.is_file() else {}
-                    given_here = {name: value for name, value in row.items() if name not in _MANIFEST_FIELDS}
-                    track.description = describe({**given_here, **fields}, self._captions)
-                except (OSError, ValueError) as error:
-                    track.problem = f"its description cannot be read: {_short(error, self._root)}"
-                yield track
+                yield self._candidate(audio, row, split, names, f"{place:06d}/{number:012d}")
+
+    def _candidate(
+        self, audio: Path, row: Mapping[str, Any], split: str | None, names: UniqueNames, order: str
+    ) -> Candidate:
+        name = _below(audio, self._root)
+        unique = names.of(name)
+        beside = audio.with_suffix(".json")
+        given_here = {name: value for name, value in row.items() if name not in _MANIFEST_FIELDS}
+
+        def stamp() -> str:
+            return f"{_digest(given_here)}; {file_stamp(audio)}; {file_stamp(beside)}"
+
+        def read() -> Track:
+            track = Track(id=unique, order=order, stamp=stamp(), audio=audio, group=name, split=split)
+            try:
+                fields = read_json(beside) if beside.is_file() else {}
+                track.description = describe({**given_here, **fields}, self._captions)
+            except (OSError, ValueError) as error:
+                track.problem = f"its description cannot be read: {_short(error, self._root)}"
+            return track
+
+        return Candidate(id=unique, order=order, stamp=stamp, read=read)
 
 
 # What audiocraft's manifests say of the file rather than of the music.
 _MANIFEST_FIELDS = {"path", "duration", "sample_rate", "amplitude", "weight", "info_path"}
 
 
-def walk(root: Path, unlisted: dict[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Folders from `root` down, relative with forward slashes ("" is `root`), and the names of the files in each.
-
-    Links to folders are followed once all real folders are listed, so that files go by their own path where they have
-    one. A folder that was seen before, by whatever path, is not entered again: loops end.
-
-    Raises:
-        OSError: `root` cannot be listed. A folder further down that cannot be goes into `unlisted`, with the reason.
-    """
-
-    def below(folder: str) -> str:
-        relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        return "" if relative == "." else relative
-
-    def note(error: OSError) -> None:
-        if unlisted is not None:
-            unlisted[below(os.fspath(error.filename))] = error.strerror or type(error).__name__
-
-    os.scandir(root).close()
-    seen: set[tuple[int, int]] = set()
-    starts = deque([os.fspath(root)])
-    while starts:
-        for folder, folders, files in os.walk(starts.popleft(), onerror=note):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders.sort()
-            starts.extend(path for name in folders if os.path.islink(path := os.path.join(folder, name)))
-            yield below(folder), sorted(files)
-
-
-def first(source: Source, limit: int | None) -> Iterable[Track]:
-    """The first tracks of a source, all without a limit."""
+def first(source: Source, limit: int | None) -> Iterable[Candidate]:
+    """The first candidates of a source, all without a limit."""
     return source if limit is None else itertools.islice(source, limit)
 
 
-def _kind_of(path: Path, listing: list[tuple[str, list[str]]]) -> str:
-    if path.is_file():
+def _kind_of(path: Path, listing: Listing | None) -> str:
+    if listing is None:
         if path.name in METADATA_NAMES:
             return "audiofolder"
         if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -242,22 +260,36 @@ def _kind_of(path: Path, listing: list[tuple[str, list[str]]]) -> str:
             f"input {path} is a file that is neither {' nor '.join(METADATA_NAMES)}, .jsonl[.gz], .parquet nor .arrow; "
             "give the folder that holds it"
         )
-    names = {name for _, files in listing for name in files}
-    if names & set(METADATA_NAMES):
+    if listing.named(METADATA_NAMES):
         return "audiofolder"
-    if names & set(MANIFEST_NAMES):
+    if listing.named(MANIFEST_NAMES):
         return "audiocraft"
-    suffixes = {os.path.splitext(name)[1].lower() for name in names}
+    suffixes = listing.suffixes()
     return "dataset" if ".parquet" in suffixes and not suffixes & AUDIO_EXTENSIONS else "folder"
 
 
-def _files_named(names: Sequence[str], path: Path, listing: list[tuple[str, list[str]]]) -> list[Path]:
-    files = [path / folder / name for folder, there in listing for name in names if name in there]
-    if path.is_file():
+def _files_named(names: Sequence[str], path: Path, listing: Listing | None) -> list[Path]:
+    if listing is None:
         return [path]
+    files = [path / file for file in listing.named(names)]
     if not files:
         raise ValueError(f"input {path} has no {' or '.join(names)}; for a folder of audio use input_format=folder")
     return files
+
+
+def _check_folder(folder: Path) -> None:
+    # A disk that was taken away leaves nothing, or the empty folder that it was mounted to.
+    with os.scandir(folder) as entries:
+        if next(entries, None) is None:
+            raise FileNotFoundError(f"{folder} is empty")
+
+
+def _as_it_is(track: Track) -> Track:
+    return track
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

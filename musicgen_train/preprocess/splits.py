@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from musicgen_train.preprocess.settings import SPLITS, SplitSettings
 
@@ -19,22 +20,57 @@ class Membership:
     """What the source says."""
 
 
-def assign_splits(tracks: Mapping[str, Membership], settings: SplitSettings) -> dict[str, str]:
-    """The split of every track.
+class SplitRule:
+    """The split of every track, from all of them; memory does not grow with their number.
 
     What the source states stands (unless `from_source` is off). Every other group goes by the hash of its name with
     the seed, so that tracks which come later move none of the earlier ones. Small corpora are the exception: a split
     with a share above 0 that no hash falls into takes the group with the lowest one.
+
+    Args:
+        members: all tracks, in any order.
+        settings: shares and seed.
     """
-    shares = {"validation": settings.validation, "test": settings.test}
-    splits = {name: track.stated for name, track in tracks.items() if settings.from_source and track.stated in SPLITS}
-    places = {track.group: place(track.group, settings.seed) for name, track in tracks.items() if name not in splits}
-    by_group = {group: _split_at(place, shares) for group, place in sorted(places.items(), key=lambda item: item[1])}
-    for split, share in shares.items():
-        left = [group for group, at in by_group.items() if at == "train"]
-        if share > 0 and split not in by_group.values() and len(left) > 1:
-            by_group[left[0]] = split
-    return {name: splits.get(name) or by_group[track.group] for name, track in tracks.items()}
+
+    def __init__(self, members: Iterable[Membership], settings: SplitSettings) -> None:
+        self._settings = settings
+        self._shares = {"validation": settings.validation, "test": settings.test}
+        # A split without groups takes one of training's, which keeps at least one itself.
+        wanted = len(self._shares) + 1
+        lowest: dict[str, float] = {}
+        filled: set[str] = set()
+        for member in members:
+            if self._stated(member) is not None:
+                continue
+            at = place(member.group, settings.seed)
+            split = _split_at(at, self._shares)
+            filled.add(split)
+            if split == "train":
+                lowest[member.group] = at
+                if len(lowest) > wanted:
+                    del lowest[max(lowest, key=lambda group: lowest[group])]
+        left = sorted(lowest, key=lambda group: lowest[group])
+        self._moved: dict[str, str] = {}
+        for split, share in self._shares.items():
+            if share > 0 and split not in filled and len(left) > 1:
+                self._moved[left.pop(0)] = split
+
+    def split_of(self, member: Membership) -> str:
+        """The split of one of the tracks."""
+        stated = self._stated(member)
+        if stated is not None:
+            return stated
+        at = place(member.group, self._settings.seed)
+        return self._moved.get(member.group) or _split_at(at, self._shares)
+
+    def _stated(self, member: Membership) -> str | None:
+        return member.stated if self._settings.from_source and member.stated in SPLITS else None
+
+
+def group_of(group: str, metadata: Mapping[str, Any], group_by: str | None) -> str:
+    """The name by which a track is put into a split: a field of its metadata, where it has it, or else its group."""
+    value = metadata.get(group_by) if group_by is not None else None
+    return group if value in (None, "", []) else f"{group_by}={value}"
 
 
 def place(group: str, seed: int) -> float:

@@ -16,12 +16,9 @@ import torch
 from musicgen_train.audio.io import write_audio
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.scores import Scores
-
-GIB = 2**30
 
 
 @dataclass(kw_only=True)
@@ -93,51 +90,6 @@ def describe_scores(scores: Scores, codebook_size: int) -> str:
     return f"cross-entropy before the first step: {loss:.3f} ({values}); ln({codebook_size}) = {chance:.3f}. {verdict}"
 
 
-@dataclass
-class MemoryEstimate:
-    """Bytes on one device, without what the allocator wastes."""
-
-    weights: int
-    """Weights, their gradients, and AdamW's two moments, in float32."""
-    activations: int
-    """What the backward pass of one micro-batch needs."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.activations
-
-
-def estimate_memory(
-    config: MusicgenDecoderConfig,
-    trainable: int,
-    *,
-    clips: int,
-    frames: int,
-    half: bool,
-    checkpointing: bool,
-) -> MemoryEstimate:
-    """What training needs, by counting the tensors that a layer keeps for its backward pass.
-
-    Per position and layer: twelve of the decoder's width (three norms with input and output, queries, keys, values and
-    results of two attentions) and two of the feed-forward's; per position once, three float32 tensors of logits.
-
-    Args:
-        config: of the decoder.
-        trainable: parameters that are trained.
-        clips, frames: of a micro-batch.
-        half: activations in half precision.
-        checkpointing: keep one tensor per layer, and one layer's in full.
-    """
-    number = 2 if half else 4
-    layer = (12 * config.hidden_size + 2 * config.ffn_dim) * number
-    if checkpointing:
-        layers = layer + config.num_hidden_layers * config.hidden_size * number
-    else:
-        layers = config.num_hidden_layers * layer
-    logits = 3 * 4 * config.num_codebooks * config.vocab_size
-    return MemoryEstimate(weights=16 * trainable, activations=clips * frames * (layers + logits))
-
-
 def run_checks(
     settings: CheckSettings,
     module: MusicgenTraining,
@@ -147,7 +99,10 @@ def run_checks(
     say: Callable[[str], None],
 ) -> Scores:
     """Round trips, first cross-entropies; `say` prints a line of what was found."""
-    paths = write_round_trips(composite, data.train_clips.dataset, settings.round_trips, folder)
+    paths = []
+    for part, dataset in zip(data.settings.parts, data.train_clips.datasets, strict=True):
+        of_part = folder if len(data.settings.parts) == 1 else folder / part.name
+        paths += write_round_trips(composite, dataset, settings.round_trips, of_part)
     say(f"{len(paths)} training clips decoded back to audio in {folder}: listen, no model will sound better")
     scores = first_scores(module, data, settings.batches)
     say(describe_scores(scores, data.manifest.codebook_size))

@@ -13,6 +13,8 @@ from musicgen_train.data.batch import Batch
 from musicgen_train.hub.weights import CheckpointError, list_some
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
+from musicgen_train.training.adapters import has_adapter, load_adapter_state, merged_state
+from musicgen_train.training.provenance import describe_amounts, is_hub_id
 
 
 def export_composite(
@@ -27,27 +29,36 @@ def export_composite(
     """Write a composite, and make sure that what was written is what was trained.
 
     Args:
-        composite: encoders, decoder and projection, on any device.
+        composite: encoders, decoder and projection, on any device; an adapter in it is merged into the weights.
         processor: goes with it.
         folder: where to; made if need be.
         batch: on which both are compared.
         trained: decoder and projection in place of the composite's own, under its names (`decoder.*`,
-            `enc_to_dec_proj.*`), e.g. of the best checkpoint.
+            `enc_to_dec_proj.*`), e.g. of the best checkpoint. Of a composite with an adapter, that adapter alone: the
+            composite has its values from then on.
         card: the model card.
 
     Raises:
         CheckpointError: what was read back differs from what was to be written.
     """
-    state = {name: value for name, value in composite.state_dict().items() if name not in composite.tied_keys}
-    if trained is not None:
+    adapted = has_adapter(composite)
+    if adapted and trained is not None:
+        load_adapter_state(composite, trained, "the weights to export")
+    state = {name: value for name, value in merged_state(composite).items() if name not in composite.tied_keys}
+    if trained is not None and not adapted:
         unknown = [name for name in trained if name not in state]
         if unknown:
             raise CheckpointError(f"the weights to export have tensors the model has not: {list_some(unknown)}")
         state.update(trained)
-    composite.save_pretrained(folder, state_dict=state)
+    plain = _with_state(composite, state)
+    if adapted:
+        # By way of train mode: in eval mode peft keeps DoRA's norms of weights that may have changed since.
+        composite.train().eval()
+        _require_close(_logits(plain, batch), _logits(composite, batch))
+    plain.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    compare_with_folder(composite, state, folder, batch)
+    compare_with_folder(plain, state, folder, batch)
 
 
 @torch.no_grad()
@@ -78,9 +89,18 @@ def _with_state(
         twin = MusicgenForConditionalGeneration(composite.config.__class__.from_dict(composite.config.to_dict()))
     tied = {alias: state[name] for alias, name in twin.tied_keys.items() if alias in twin.state_dict()}
     twin.load_state_dict({**{name: value.cpu() for name, value in state.items()}, **tied}, assign=True)
+    twin.generation_config = composite.generation_config
     return twin.eval()
 
 
+def _require_close(merged: torch.Tensor, adapted: torch.Tensor) -> None:
+    # Sums in another order: they agree to float32's digits, through some dozens of layers.
+    if not torch.allclose(merged, adapted, rtol=1e-3, atol=1e-3 * float(adapted.abs().max())):
+        worst = float((merged - adapted).abs().max())
+        raise CheckpointError(f"the merged weights give other logits than the adapter does, by up to {worst:.3g}")
+
+
+@torch.no_grad()
 def _logits(model: MusicgenForConditionalGeneration, batch: Batch) -> torch.Tensor:
     decoder = model.decoder
     labels = batch.labels(decoder.delays, decoder.config.pad_token_id)
@@ -100,17 +120,14 @@ def model_card(provenance: Mapping[str, Any], config: str, metrics: Mapping[str,
         steps: optimizer steps made.
     """
     base = provenance["init_from"]
-    splits = provenance["latents"]["splits"]
-    amounts = ", ".join(
-        f"{name} {split['clips']} clips of {split['tracks']} tracks ({split['hours']:.2f} h)"
-        for name, split in splits.items()
-    )
+    lineage = f"base_model: {base}\n" if is_hub_id(base) else ""
+    amounts = describe_amounts(provenance["latents"])
     numbers = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()))
     return f"""---
 library_name: musicgen_train
 pipeline_tag: text-to-audio
 tags: [musicgen, music, audio]
----
+{lineage}---
 
 # A MusicGen model, trained with musicgen_train
 

@@ -1,19 +1,48 @@
-"""The folder of a training run: what is where, and whether a run may write into it."""
+"""The folder of a training run: what is where, whether a run may write into it, and where it goes on."""
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from musicgen_train.hub.weights import CheckpointError
+from musicgen_train.provenance.record import PATCH_PREFIX
+from musicgen_train.training.checkpoint_files import (
+    DAMAGED,
+    PARTIAL,
+    Damaged,
+    damage,
+    newest_intact,
+    remove_partial,
+    write_text_atomically,
+)
 
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 COMPOSITE_FOLDER = "composite"
+ADAPTER_FOLDER = "adapter"
 SAMPLES_FOLDER = "samples"
 CHECKS_FOLDER = "checks"
+WANDB_ID_NAME = "wandb_run_id.txt"
 
 AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What was found in the folder of a run."""
+
+    checkpoint: Path | None
+    """To go on from; None begins anew."""
+    damaged: list[Damaged] = field(default_factory=list)
+    """Checkpoints that were passed over."""
 
 
 def is_run(folder: Path) -> bool:
@@ -22,50 +51,106 @@ def is_run(folder: Path) -> bool:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The last checkpoint of a run.
+    """The newest checkpoint of a run that is intact.
 
     Raises:
         FileNotFoundError: it has none.
+        CheckpointError: it has only damaged ones.
     """
-    checkpoint = run / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
-    if not checkpoint.is_file():
+    checkpoint = _newest(run).checkpoint
+    if checkpoint is None:
         raise FileNotFoundError(
             f"the run {run} has no {CHECKPOINTS_FOLDER}/{LAST_CHECKPOINT}: it ended before its first"
         )
     return checkpoint
 
 
-def open_run(output: Path, resume: str | None) -> Path | None:
-    """Make the folder of a run, or find the checkpoint to go on from.
+def open_run(output: Path, resume: str | None) -> Opened:
+    """See that a run may have a folder, and find the checkpoint to go on from. Nothing is written.
 
     Args:
         output: the run's folder.
         resume: None for a new run; `auto` to go on with the one in `output` if there is one; or a checkpoint's path.
 
-    Returns:
-        The checkpoint to resume from, None for a new run.
-
     Raises:
         FileExistsError: `output` holds something that would be lost or mixed.
         FileNotFoundError: there is no such checkpoint.
+        CheckpointError: the checkpoint is damaged, or all that the run has are.
     """
     if output.is_file():
         raise FileExistsError(f"output={output} is a file; give a folder")
-    held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
-    if held and not is_run(output):
+    held = [name for name in _names(output) if not name.startswith(PARTIAL)]
+    # The first that a run writes: one that was killed then has nothing else.
+    begun = is_run(output) or all(name == PROVENANCE_NAME or name.startswith(PATCH_PREFIX) for name in held)
+    if held and not begun:
         shown = ", ".join(held[:5]) + (", ..." if len(held) > 5 else "")
         raise FileExistsError(f"output={output} holds something else ({shown}); choose another folder")
-    checkpoint: Path | None = None
     if resume == AUTO:
-        last = output / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
-        checkpoint = last if last.is_file() else None
-    elif resume is not None:
-        checkpoint = Path(resume).expanduser()
-        if not checkpoint.is_file():
-            raise FileNotFoundError(f"resume={resume}: there is no such checkpoint")
-    elif held:
+        return _newest(output)
+    if resume is not None:
+        return Opened(_given(Path(resume).expanduser(), output))
+    if is_run(output):
         raise FileExistsError(
             f"output={output} holds a run already; add resume=auto to go on with it, or choose another folder"
         )
-    output.mkdir(parents=True, exist_ok=True)
+    return Opened(None)
+
+
+def make_ready(output: Path, opened: Opened) -> list[str]:
+    """Make a run's folder, and put away what cannot be used. For one process only.
+
+    Returns:
+        What was found, a line each.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f"{PARTIAL}probe"
+        probe.touch()
+        remove_partial(output)
+        lines = [f"removed {path}, which a killed run has left" for path in remove_partial(output / CHECKPOINTS_FOLDER)]
+        for damaged in opened.damaged:
+            aside = damaged.path.with_name(damaged.path.name + DAMAGED)
+            damaged.path.replace(aside)
+            lines.append(f"warning: {damaged}; it is now {aside.name}, and the run goes on from {opened.checkpoint}")
+    except OSError as error:
+        raise OSError(
+            f"output={output} cannot be written ({error.strerror}); choose a folder where you may write"
+        ) from error
+    return lines
+
+
+@rank_zero_only
+def wandb_id(run: Path) -> str:
+    """The id under which Weights & Biases knows a run: the same each time it goes on."""
+    kept = run / WANDB_ID_NAME
+    if not kept.is_file():
+        write_text_atomically(kept, secrets.token_hex(4))
+    return kept.read_text(encoding="utf-8").strip()
+
+
+def _newest(run: Path) -> Opened:
+    checkpoint, damaged = newest_intact(run / CHECKPOINTS_FOLDER, prefer=LAST_CHECKPOINT)
+    if damaged and checkpoint is None:
+        raise CheckpointError(
+            f"the run {run} has no checkpoint that can be used: {'; '.join(str(one) for one in damaged)}. Put one back "
+            "from a backup, or begin anew in another folder"
+        )
+    return Opened(checkpoint, damaged)
+
+
+def _given(checkpoint: Path, output: Path) -> Path:
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"resume={checkpoint}: there is no such checkpoint")
+    reason = damage(checkpoint)
+    if reason is not None:
+        others, _ = newest_intact(checkpoint.parent, prefer=LAST_CHECKPOINT)
+        remedy = f"the newest beside it that is intact is {others}" if others else "none beside it is intact"
+        raise CheckpointError(f"resume={checkpoint} {reason}; {remedy}")
     return checkpoint
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

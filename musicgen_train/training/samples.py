@@ -8,14 +8,15 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from musicgen_train.audio.io import write_audio
 from musicgen_train.audio.mel import mel_picture
 from musicgen_train.hub.folder import write_json
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
+from musicgen_train.training.ema import averaged_weights
 from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.sharding import ShardedTraining, whole_composite
 
 
 @dataclass(kw_only=True)
@@ -82,10 +83,19 @@ class SamplePrompts(lightning.Callback):
         if self._last_step != trainer.global_step:
             self._sample(trainer, pl_module)
 
-    @rank_zero_only
     def _sample(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._last_step = trainer.global_step
-        audio_BCS = self.draw(pl_module.device)
+        composite = self._composite
+        with averaged_weights(trainer, pl_module):
+            if isinstance(pl_module, ShardedTraining):
+                # All ranks take part in putting the weights together; one of them is enough to sample.
+                state = trainer.strategy.lightning_module_state_dict()
+                if trainer.is_global_zero:
+                    composite = whole_composite(composite, state, pl_module.device)
+            if trainer.is_global_zero:
+                self._write(trainer, self.draw(composite, pl_module.device))
+
+    def _write(self, trainer: lightning.Trainer, audio_BCS: torch.Tensor) -> None:
         folder = self._folder / f"step_{trainer.global_step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "prompts.json", {"prompts": self._settings.prompts, "seed": self._settings.seed})
@@ -98,29 +108,35 @@ class SamplePrompts(lightning.Callback):
                     logger, f"samples/prompt_{number}", prompt or "(unconditional)", sound, picture, trainer.global_step
                 )
 
-    def draw(self, device: torch.device) -> torch.Tensor:
+    def draw(self, composite: MusicgenForConditionalGeneration, device: torch.device) -> torch.Tensor:
         """The audio of all prompts, float32 `(prompts, channels, samples)` on the CPU."""
-        settings, composite = self._settings, self._composite
+        settings = self._settings
         frames = max(1, round(settings.seconds * composite.config.audio_encoder.frame_rate))
         mode = composite.decoder.training
         composite.audio_encoder.to(device)
-        composite.decoder.eval()
+        parts = [part for part in (composite.decoder, composite.enc_to_dec_proj) if part is not None]
+        for part in parts:
+            part.eval()
         try:
-            # Greedy where top_k is 1; else each prompt has a generator of its own and does not depend on the others.
-            audio = composite.generate(
-                encoder_outputs=(self._states.to(device),),
-                attention_mask=self._mask.to(device),
-                generator=[
-                    torch.Generator(device).manual_seed(settings.seed + number) for number in range(len(self._states))
-                ],
-                do_sample=True,
-                max_new_tokens=frames + composite.config.decoder.channel_codebooks - 1,
-                guidance_scale=settings.guidance_scale,
-                top_k=settings.top_k,
-                temperature=settings.temperature,
-            )
+            # Compiled layers would be compiled again for every length of the cache.
+            with torch.compiler.set_stance("force_eager"):
+                # Greedy where top_k is 1; else each prompt has a generator of its own, whatever the others are.
+                audio = composite.generate(
+                    encoder_outputs=(self._states.to(device),),
+                    attention_mask=self._mask.to(device),
+                    generator=[
+                        torch.Generator(device).manual_seed(settings.seed + number)
+                        for number in range(len(self._states))
+                    ],
+                    do_sample=True,
+                    max_new_tokens=frames + composite.config.decoder.channel_codebooks - 1,
+                    guidance_scale=settings.guidance_scale,
+                    top_k=settings.top_k,
+                    temperature=settings.temperature,
+                )
         finally:
-            composite.decoder.train(mode)
+            for part in parts:
+                part.train(mode)
         assert isinstance(audio, torch.Tensor)
         return audio.float().cpu()
 

@@ -28,13 +28,27 @@ class Speed(lightning.Callback):
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._begin = self._busy = self._waited_before = 0.0
+        self._begin = self._busy = self._waited = self._waited_before = 0.0
         # Added up only where they are logged: they may be on a GPU, which a look at them would have to wait for.
         self._step_frames: list[torch.Tensor] = []
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What there is since the last log, for a run that goes on before the next."""
+        frames = sum(int(frames.sum()) for frames in self._step_frames)
+        return {"busy": self._busy, "waited": self._waited, "frames": frames}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._busy, self._waited = state_dict["busy"], state_dict["waited"]
+        self._step_frames = [torch.tensor([state_dict["frames"]])]
+        self._resumed = True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._busy = self._waited_before = 0.0
-        self._step_frames = []
+        self._waited_before = 0.0  # of a new loader
+        if not self._resumed:
+            self._busy = self._waited = 0.0
+            self._step_frames = []
+        self._resumed = False
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
@@ -55,19 +69,21 @@ class Speed(lightning.Callback):
         if logged and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._busy += self._clock() - self._begin
+        waited = trainer.train_dataloader.waited  # type: ignore[union-attr]
+        self._waited += waited - self._waited_before
+        self._waited_before = waited
         if pl_module.ends_step(batch_idx):
             self._step_frames.append(batch.step_frames)
         if logged:
-            waited = trainer.train_dataloader.waited  # type: ignore[union-attr]
             manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
             rates = rates_of(
                 frames=sum(int(frames.sum()) for frames in self._step_frames),
                 busy=self._busy,
-                waited=waited - self._waited_before,
+                waited=self._waited,
                 num_codebooks=manifest.num_codebooks,
                 frame_rate=manifest.frame_rate,
             )
-            self._busy, self._waited_before, self._step_frames = 0.0, waited, []
+            self._busy, self._waited, self._step_frames = 0.0, 0.0, []
             pl_module.log_dict({**rates, "peak_mem_mb": peak_memory_mb(pl_module.device)})
 
 

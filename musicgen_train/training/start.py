@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
+from musicgen_train.training.adapter_files import is_adapter, read_adapter
+from musicgen_train.training.adapters import (
+    ADAPTER_KEY,
+    AdapterRecord,
+    base_fingerprint,
+    inject,
+    load_adapter_state,
+    merged_state,
+)
+from musicgen_train.training.checkpoint_files import load_plain
 from musicgen_train.training.module import CHECKPOINT_KEY
 from musicgen_train.training.run_folder import COMPOSITE_FOLDER, find_checkpoint, is_run
 
@@ -42,6 +52,8 @@ class ModelSettings:
     """Of every sub-layer, while training."""
     activation_checkpointing: bool
     """Compute layers again in the backward pass rather than keep their activations: less memory, a third more time."""
+    compile: bool
+    """Compile the layers (`torch.compile`): faster steps, after some minutes at the start."""
     attend_to_padding: bool
     """See `MusicgenTraining`."""
 
@@ -65,11 +77,15 @@ class Start:
     processor: MusicgenProcessor
     encoders: Encoders
     """Where the frozen encoders and the processor came from."""
+    new_projection: bool = False
+    """Whether the projection of the text has random values, and has to be trained."""
+    made_stereo: bool = False
+    """Whether a mono model was made stereo, so that its channels do not differ yet."""
 
 
 @dataclass
-class _Trained:
-    """The parts that are trained."""
+class TrainedParts:
+    """The parts of a composite that are trained, with the values they have."""
 
     decoder: MusicgenForCausalLM
     projection: Mapping[str, torch.Tensor] | None
@@ -97,9 +113,11 @@ def load_start(
         ValueError: architecture, latents and encoders do not belong together.
     """
     if init_from == SCRATCH:
-        trained, what = _from_scratch(settings.architecture, manifest), "the model group"
+        given = trained = _from_scratch(settings.architecture, manifest)
+        what = "the model group"
     else:
-        trained, what = _as_asked(_trained_parts(init_from), settings.architecture, init_from), init_from
+        given = _trained_parts(init_from)
+        trained, what = _as_asked(given, settings.architecture, init_from), init_from
     decoder = trained.decoder
     _check_codes(decoder.config, manifest, what, latents)
     decoder.config.update(dropout=settings.dropout)
@@ -112,38 +130,45 @@ def load_start(
         text_encoder=text_encoder, audio_encoder=audio_encoder, decoder=decoder
     )
     projection = composite.enc_to_dec_proj
+    new_projection = projection is not None
     if init_from == SCRATCH:
         initialize_like_audiocraft(decoder, projection, torch.Generator().manual_seed(seed))
     elif projection is not None and trained.projection is not None and _fits(projection, trained.projection):
         projection.load_state_dict(trained.projection)
+        new_projection = False
     composite.freeze_text_encoder()
     composite.freeze_audio_encoder()
     if settings.activation_checkpointing:
         decoder.gradient_checkpointing_enable()
+    if settings.compile:
+        decoder.compile_layers()
     processor = MusicgenProcessor(
         EncodecFeatureExtractor.from_pretrained(source.audio), T5Tokenizer.from_pretrained(source.text)
     )
-    return Start(composite.eval(), processor, source)
+    made_stereo = given.decoder.config.audio_channels != decoder.config.audio_channels
+    return Start(composite.eval(), processor, source, new_projection, made_stereo)
 
 
-def _encoders_of(encoders: str | None, trained: _Trained, manifest: Manifest) -> Encoders:
+def _encoders_of(encoders: str | None, trained: TrainedParts, manifest: Manifest) -> Encoders:
     if encoders is not None:
         return Encoders(encoders, encoders)
     return trained.encoders or Encoders(manifest.text_encoder.name, manifest.audio_encoder.name)
 
 
-def _from_scratch(architecture: dict[str, Any], manifest: Manifest) -> _Trained:
+def _from_scratch(architecture: dict[str, Any], manifest: Manifest) -> TrainedParts:
     if not architecture:
         raise ValueError("init_from=scratch needs the size of the model; add e.g. model=tiny or model=small")
     special = manifest.codebook_size
     codes = {"vocab_size": special, "pad_token_id": special, "bos_token_id": special}
-    return _Trained(MusicgenForCausalLM(MusicgenDecoderConfig(**{**codes, **architecture})), None, None)
+    return TrainedParts(MusicgenForCausalLM(MusicgenDecoderConfig(**{**codes, **architecture})), None, None)
 
 
-def _trained_parts(init_from: str) -> _Trained:
+def _trained_parts(init_from: str) -> TrainedParts:
     path = Path(init_from).expanduser()
     if path.is_file():
         return read_checkpoint(path)
+    if is_adapter(path):
+        return with_adapter(*read_adapter(path), str(path))
     if is_run(path):
         composite = path / COMPOSITE_FOLDER
         if not (composite / CONFIG_NAME).is_file():
@@ -151,31 +176,64 @@ def _trained_parts(init_from: str) -> _Trained:
         init_from = str(composite)
     config = AutoConfig.from_pretrained(init_from)
     if isinstance(config, MusicgenDecoderConfig):
-        return _Trained(MusicgenForCausalLM.from_pretrained(init_from), None, None)
+        return TrainedParts(MusicgenForCausalLM.from_pretrained(init_from), None, None)
     if not isinstance(config, MusicgenConfig):
         raise ValueError(f"{init_from} is of type {config.model_type}; init_from takes a musicgen or its decoder")
     model = MusicgenForConditionalGeneration.from_pretrained(init_from)
     projection = None if model.enc_to_dec_proj is None else model.enc_to_dec_proj.state_dict()
-    return _Trained(model.decoder, projection, Encoders(init_from, init_from))
+    return TrainedParts(model.decoder, projection, Encoders(init_from, init_from))
 
 
-def read_checkpoint(path: Path) -> _Trained:
+def read_checkpoint(path: Path) -> TrainedParts:
     """Decoder, projection and what belongs to them from a checkpoint of ours.
 
     Raises:
         CheckpointError: it is damaged, or none of ours. Nothing in it is executed.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {reason})") from error
-    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
+    content = load_plain(path, map_location="cpu")
+    if CHECKPOINT_KEY not in content:
         raise CheckpointError(f"{path} is no checkpoint of scripts/train.py")
     ours, state = content[CHECKPOINT_KEY], content["state_dict"]
+    if ADAPTER_KEY in ours:
+        record = AdapterRecord.from_dict(ours[ADAPTER_KEY], str(path))
+        return replace(with_adapter(record, state, str(path)), encoders=Encoders(**ours["encoders"]))
     decoder = _decoder_with(MusicgenDecoderConfig.from_dict(ours["decoder_config"]), _below("decoder.", state))
     decoder.generation_config = GenerationConfig.from_dict(ours["generation_config"])
-    return _Trained(decoder, _below("enc_to_dec_proj.", state) or None, Encoders(**ours["encoders"]))
+    return TrainedParts(decoder, _below("enc_to_dec_proj.", state) or None, Encoders(**ours["encoders"]))
+
+
+def with_adapter(
+    record: AdapterRecord, state: Mapping[str, torch.Tensor], what: str, base: str | None = None
+) -> TrainedParts:
+    """An adapter, merged into its base.
+
+    Args:
+        record: of the adapter.
+        state: its tensors.
+        what: where they came from, for errors.
+        base: see `load_start`'s `init_from`; None for the model that the record names.
+
+    Raises:
+        ValueError: the base is another model, or has changed.
+        CheckpointError: the tensors do not fit.
+    """
+    name = base or record.base
+    given = _trained_parts(name)
+    config, decoder_state = given.decoder.config, dict(given.decoder.state_dict())
+    if record.audio_channels == 2 and config.audio_channels == 1:
+        config, decoder_state = expand_to_stereo(config, decoder_state)
+    parts = nn.ModuleDict({"decoder": _decoder_with(config, decoder_state)})
+    if given.projection is not None:
+        out_features, in_features = given.projection["weight"].shape
+        parts["enc_to_dec_proj"] = nn.Linear(in_features, out_features)
+        parts["enc_to_dec_proj"].load_state_dict(given.projection)
+    record.check_base(base_fingerprint(parts, config), name)
+    inject(parts, record)
+    load_adapter_state(parts, state, what)
+    merged = merged_state(parts)
+    decoder = _decoder_with(config, _below("decoder.", merged))
+    decoder.generation_config = given.decoder.generation_config
+    return TrainedParts(decoder, _below("enc_to_dec_proj.", merged) or None, given.encoders)
 
 
 def _decoder_with(config: MusicgenDecoderConfig, state: Mapping[str, torch.Tensor]) -> MusicgenForCausalLM:
@@ -189,12 +247,12 @@ def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _as_asked(trained: _Trained, architecture: dict[str, Any], init_from: str) -> _Trained:
+def _as_asked(trained: TrainedParts, architecture: dict[str, Any], init_from: str) -> TrainedParts:
     """The model of `init_from`, made stereo where that is what the architecture says and all that differs."""
     config = trained.decoder.config
     if architecture.get("audio_channels") == 2 and config.audio_channels == 1:
         config, state = expand_to_stereo(config, trained.decoder.state_dict())
-        trained = _Trained(_decoder_with(config, state), trained.projection, trained.encoders)
+        trained = TrainedParts(_decoder_with(config, state), trained.projection, trained.encoders)
     different = [
         f"{name} is {value}, its own {getattr(config, name)}"
         for name, value in architecture.items()

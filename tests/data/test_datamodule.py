@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 
 
-def settings(path: Path, **changes: Any) -> DataSettings:
+def settings(folder: Path, **changes: Any) -> DataSettings:
     values: dict[str, Any] = {
-        "path": str(path),
+        "path": str(folder),
         "crop_seconds": None,
         "global_batch_size": 4,
         "micro_batch_size": None,
@@ -27,6 +29,13 @@ def settings(path: Path, **changes: Any) -> DataSettings:
         "workers": 0,
     }
     return DataSettings(**{**values, **changes})
+
+
+def mixed(parts: dict[Path, float], steps: int = 6, **changes: Any) -> LatentDataModule:
+    mix = [{"path": str(path), "weight": weight} for path, weight in parts.items()]
+    given = {**settings(Path("none")).__dict__, "path": None, "mix": mix, **changes}
+    del given["parts"]
+    return LatentDataModule(DataSettings(**given), seed=0, total_steps=steps)
 
 
 def module_of(path: Path, steps: int = 6, seed: int = 0, world_size: int = 1, **changes: Any) -> LatentDataModule:
@@ -83,7 +92,7 @@ def test_each_caption_is_drawn_and_so_is_none(composite: Path, tmp_path: Path) -
     module = module_of(folder, steps=400, global_batch_size=1, cfg_dropout=0.3)
     lengths = [int(batch.text_mask.sum()) for batch in module.train_dataloader()]
     shares = [lengths.count(length) / 400 for length in (0, 3, 5, 7)]  # null, then the captions' lengths
-    assert sum(shares) == 1
+    assert sum(shares) == pytest.approx(1)
     # Three standard deviations of a share of 0.3 in 400 draws are 0.07.
     assert shares == pytest.approx([0.3, 0.7 / 3, 0.7 / 3, 0.7 / 3], abs=0.07)
     text = LatentDataset(folder, "train")
@@ -123,7 +132,8 @@ def test_validation_is_shared_out_evenly(latents: Path, size: int, world: int, c
     assert clips is not None
     per_rank = [clips.batches(size, rank, world) for rank in range(world)]
     assert [len(batches) for batches in per_rank] == [count] * world
-    assert sorted(row for batches in per_rank for batch in batches for row in batch.tolist()) == [0, 1, 2]
+    rows = [row for batches in per_rank for batch in batches for row in batch.rows.tolist()]
+    assert sorted(rows) == [0, 1, 2]
     scored = sum(int(clips[batch].frames.sum()) for batches in per_rank for batch in batches)
     assert scored == 17 + 23 + 29
 
@@ -145,10 +155,18 @@ def test_a_dataset_without_validation_has_no_such_loader(composite: Path, tmp_pa
     assert module_of(folder).val_dataloader() == []
 
 
-def test_a_resumed_module_goes_on_in_its_data(latents: Path) -> None:
-    whole = list(module_of(latents, crop_seconds=0.5, micro_batch_size=2).train_dataloader())
-    resumed = module_of(latents, crop_seconds=0.5, micro_batch_size=1, workers=2)
-    resumed.load_state_dict({"steps": 4, "global_batch_size": 4, "seed": 0, "clips": 11})
+def state_after(steps: int, module: LatentDataModule) -> dict[str, Any]:
+    """What a checkpoint of that step has."""
+    return {**module.state_dict(), "steps": steps, "done": [list(stretch) for stretch in module.stream.done(steps)]}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_resumed_module_goes_on_in_its_data(latents: Path, workers: int) -> None:
+    module = module_of(latents, crop_seconds=0.5, micro_batch_size=2)
+    whole = list(module.train_dataloader())
+    resumed = module_of(latents, crop_seconds=0.5, micro_batch_size=1, workers=workers)
+    resumed.load_state_dict(state_after(4, module))
+    assert resumed.state_dict() == state_after(4, module)
     rest = list(resumed.train_dataloader())
     assert len(rest) == 8
     for number, batch in enumerate(whole[8:]):
@@ -156,8 +174,65 @@ def test_a_resumed_module_goes_on_in_its_data(latents: Path) -> None:
             assert np.array_equal(clip_of(rest[2 * number + row], 0), clip_of(batch, row))
 
 
-@pytest.mark.parametrize("changed", [{"global_batch_size": 8}, {"seed": 1}, {"clips": 12}])
-def test_a_resumed_run_must_draw_alike(latents: Path, changed: dict[str, int]) -> None:
+def test_what_workers_have_read_ahead_is_not_counted(latents: Path) -> None:
+    module = module_of(latents, steps=12, workers=2)
+    place = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(global_rank=0, global_step=3, strategy=place)  # type: ignore[assignment]
+    batches = iter(module.train_dataloader())
+    taken = [next(batches) for _ in range(3)]  # each worker has two more ready
+    state = module.state_dict()
+    assert (state["steps"], state["done"]) == (3, [[3, 4]])
+    resumed = module_of(latents, steps=12)
+    resumed.load_state_dict(state)
+    assert all(equal(one, other) for one, other in zip(batches, resumed.train_dataloader(), strict=True))
+    assert len(taken) == 3
+
+
+Content = list[tuple[bytes, bytes]]
+
+
+def contents_of(batches: list[Batch]) -> dict[tuple[int, int], Content]:
+    """What was made of each clip: the crop and the text of its first pass, its second and so on."""
+    found: dict[tuple[int, int], Content] = {}
+    for batch in batches:
+        for row, clip in enumerate(batch.clips):
+            text = batch.text_states[row][batch.text_mask[row]].numpy().tobytes()
+            found.setdefault(clip, []).append((clip_of(batch, row).tobytes(), text))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "batch", "micro", "workers"), [(2, 4, None, 0), (1, 4, 1, 2), (4, 4, 1, 0), (2, 6, 1, 1), (1, 3, 3, 0)]
+)
+def test_each_clip_of_each_pass_is_made_alike_at_any_scale(
+    latents: Path, world: int, batch: int, micro: int | None, workers: int
+) -> None:
+    """A run of 5 steps goes on with other devices, micro-batches and workers, and with another global batch."""
+    options: dict[str, Any] = {"crop_seconds": 0.5, "cfg_dropout": 0.4}
+    straight = module_of(latents, steps=20, **options)
+    batches = list(straight.train_dataloader())
+    expected = contents_of(batches)
+
+    changes: dict[str, Any] = {"global_batch_size": batch, "micro_batch_size": micro, "workers": workers}
+    module = module_of(latents, steps=5 + 60 // batch, world_size=world, **{**options, **changes})
+    module.load_state_dict(state_after(5, straight))
+    per_rank = []
+    for rank in range(world):
+        place = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(global_rank=rank, strategy=place)  # type: ignore[assignment]
+        per_rank.append(list(module.train_dataloader()))
+    found = contents_of([*batches[:5], *(batch for parts in zip(*per_rank, strict=True) for batch in parts)])
+
+    assert found.keys() == expected.keys() == {(0, row) for row in range(11)}
+    for clip, contents in expected.items():
+        passes = min(len(contents), len(found[clip]))
+        assert passes >= 7  # of 80 draws
+        assert found[clip][:passes] == contents[:passes]
+    assert all(len(set(contents)) > 1 for contents in expected.values())  # passes differ
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"clips": [12]}, {"shares": [0.5, 0.5]}, {"data": ["0"]}])
+def test_a_resumed_run_must_draw_alike(latents: Path, changed: dict[str, Any]) -> None:
     module = module_of(latents)
     [name] = changed
     with pytest.raises(ValueError, match=f"the run to resume has {name}="):
@@ -200,3 +275,77 @@ def test_a_train_split_without_clips_is_refused(composite: Path, tmp_path: Path)
     folder = write_latents(tmp_path / "latents", composite, [], VALIDATION)
     with pytest.raises(ValueError, match="has no clips in its split train; preprocess more audio"):
         module_of(folder)
+
+
+@pytest.fixture(scope="module")
+def prior(composite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prior") / "prior"
+    return write_latents(folder, composite, [ClipSpec(12, (0,))] * 5, [ClipSpec(19), ClipSpec(14)], seed=5)
+
+
+def test_a_mix_draws_from_each_dataset_what_its_weight_says(latents: Path, prior: Path) -> None:
+    module = mixed({latents: 0.75, prior: 0.25}, steps=40)
+    batches = list(module.train_dataloader())
+    folders = [latents, prior]
+    for batch in batches:
+        assert [dataset for dataset, _ in batch.clips].count(1) == 1  # of 4
+        for row, (dataset, number) in enumerate(batch.clips):
+            assert np.array_equal(clip_of(batch, row), codes_of(folders[dataset], "train", number))
+    drawn = Counter(clip for batch in batches for clip in batch.clips)
+    assert {clip: count for clip, count in drawn.items() if clip[0] == 1} == {(1, row): 8 for row in range(5)}
+    assert {count for clip, count in drawn.items() if clip[0] == 0} == {10, 11}  # 120 draws of 11 clips
+
+
+def test_a_mix_goes_on_where_it_was(latents: Path, prior: Path) -> None:
+    parts = {latents: 0.6, prior: 0.4}
+    module = mixed(parts, steps=12, crop_seconds=0.5, cfg_dropout=0.3)
+    whole = list(module.train_dataloader())
+    resumed = mixed(parts, steps=12, crop_seconds=0.5, cfg_dropout=0.3, workers=2)
+    resumed.load_state_dict(state_after(7, module))
+    assert all(equal(one, other) for one, other in zip(whole[7:], resumed.train_dataloader(), strict=True))
+    with pytest.raises(ValueError, match=r"the run to resume has shares=\[0\.6, 0\.4\], this one \[0\.5, 0\.5\]"):
+        mixed({latents: 1, prior: 1}).load_state_dict(state_after(7, module))
+
+
+def test_each_dataset_of_a_mix_is_validated_on(latents: Path, prior: Path, composite: Path, tmp_path: Path) -> None:
+    module = mixed({latents: 3, prior: 1}, micro_batch_size=2)
+    batches = list(module.val_dataloader())
+    assert [batch.clips for batch in batches] == [((0, 0), (0, 1)), ((0, 2),), ((1, 1), (1, 0))]
+    assert np.array_equal(clip_of(batches[2], 0), codes_of(prior, "validation", 1))
+    without = write_latents(tmp_path / "without", composite, TRAIN)
+    [batch] = mixed({without: 3, prior: 1}, micro_batch_size=2).val_dataloader()
+    assert batch.clips == ((1, 1), (1, 0))
+    limited = mixed({latents: 3, prior: 1}, micro_batch_size=2, validation_clips=1)
+    assert [batch.clips for batch in limited.val_dataloader()] == [((0, 0),), ((1, 0),)]
+
+
+def test_a_mix_says_what_it_is(latents: Path, prior: Path) -> None:
+    assert module_of(latents).describe_mix() == []
+    lines = mixed({latents: 3, prior: 1}, steps=10).describe_mix()
+    assert lines[0].startswith(f"data: 75.0% of the clips from latents ({latents}): 11 clips, 0.00 h, 2.7 passes")
+    assert lines[1].endswith("5 clips, 0.00 h, 2.0 passes")
+
+
+def test_clips_are_named_for_people(latents: Path) -> None:
+    module = module_of(latents)
+    assert module.describe_clips([(0, 3)]) == [f"row 3 of {latents} (train/3.wav at 0.75 s)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"path": None}, r"give either data\.path=LATENTS for one dataset, or data=mix"),
+        ({"mix": [{"path": "a"}]}, r"give either data\.path=LATENTS for one dataset, or data=mix"),
+        ({"path": None, "mix": []}, r"data\.mix has the datasets \(none\); it needs one or more"),
+        ({"path": None, "mix": [{"path": "a/x"}, {"path": "b/x"}]}, "has the datasets x, x; .* add name: NAME"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused(latents: Path, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        settings(latents, **changes)
+
+
+def test_datasets_that_do_not_belong_together_are_refused(latents: Path, composite: Path, tmp_path: Path) -> None:
+    other = write_latents(tmp_path / "other", composite, TRAIN, sampling_rate=640)
+    with pytest.raises(ValueError, match=f"{latents} and {other} cannot be trained on together; they differ in"):
+        mixed({latents: 1, other: 1})

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tiny_latents import ClipSpec, codes_of, write_latents
 from tiny_run import TRAIN, VALIDATION
 
 from musicgen_train.data.latent_dataset import LatentDataset
+from musicgen_train.latents.format import CLIP_FEATURES
+from musicgen_train.latents.manifest import Manifest
 
 
 @pytest.fixture
@@ -137,3 +142,55 @@ def test_states_of_another_width_are_damage(latents: Path) -> None:
     dataset.manifest.text_width = 6
     with pytest.raises(ValueError, match=r"caption 0 has states \[3, 12\]"):
         dataset.states(0)
+
+
+def write_many(folder: Path, latents: Path, rows: int) -> Path:
+    """The latents, their training split replaced by so many clips of two frames."""
+    shutil.copytree(latents, folder)
+    shutil.rmtree(folder / "train")
+    column: dict[str, Any] = {
+        "codes": pa.array([bytes(16)], pa.binary()),
+        "frames": pa.array([2], pa.int32()),
+        "captions": pa.array([[0]], pa.list_(pa.int32())),
+        "track": pa.array(["a.wav"]),
+        "start_seconds": pa.array([0.0], pa.float32()),
+        "silent": pa.array([False]),
+        "metadata": pa.array(["{}"]),
+    }
+    same = pa.array(np.zeros(rows, dtype=np.int64))
+    table = pa.table({name: values.take(same) for name, values in column.items()}, CLIP_FEATURES.arrow_schema)
+    datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(str(folder / "train"))
+    manifest = Manifest.load(folder)
+    manifest.splits["train"].clips = rows
+    manifest.save(folder)
+    return folder
+
+
+def test_memory_does_not_grow_with_the_rows(latents: Path, tmp_path: Path) -> None:
+    sizes = (20_000, 120_000)
+    folders = [write_many(tmp_path / str(rows), latents, rows) for rows in sizes]
+    peaks = []
+    for folder, rows in zip(folders, sizes, strict=True):
+        tracemalloc.start()
+        dataset = LatentDataset(folder, "train")
+        for row in range(0, rows, rows // 1000):
+            dataset.states(dataset[row].captions[0])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # The length of each as an int32, and once more while chunks are put together; a list would take 36 and more.
+    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 12
+
+
+def test_the_fingerprint_is_that_of_the_content(latents: Path, composite: Path, tmp_path: Path) -> None:
+    mine = LatentDataset(latents, "train").fingerprint()
+    moved = shutil.copytree(latents, tmp_path / "moved")
+    assert LatentDataset(moved, "train").fingerprint() == mine
+    again = write_latents(tmp_path / "again", composite, TRAIN, VALIDATION, created="another day", command="another")
+    assert LatentDataset(again, "train").fingerprint() == mine
+    others = [
+        write_latents(tmp_path / "codes", composite, TRAIN, VALIDATION, seed=1),
+        write_latents(tmp_path / "grown", composite, [*TRAIN, ClipSpec(9)], VALIDATION),
+        write_latents(tmp_path / "lengths", composite, [*TRAIN[:-1], ClipSpec(9)], VALIDATION),
+        write_latents(tmp_path / "captions", composite, [ClipSpec(spec.frames) for spec in TRAIN], VALIDATION),
+    ]
+    assert len({mine, *(LatentDataset(folder, "train").fingerprint() for folder in others)}) == 5

@@ -11,8 +11,10 @@ import hearing
 import numpy as np
 import pytest
 import sentencepiece
+import soundfile
 import torch
 import transformers
+from safetensors import safe_open
 
 from musicgen_train import (
     EncodecModel,
@@ -23,22 +25,33 @@ from musicgen_train import (
 from musicgen_train.demo import make_track
 from musicgen_train.demo.__main__ import main
 from musicgen_train.demo.clusters import fit_vectors, nearest
-from musicgen_train.demo.codec import BANDS, HOP, demo_codec_config, latents_of, mdct_window, write_transform
+from musicgen_train.demo.codec import (
+    BANDS,
+    GROUPS,
+    HOP,
+    PARTS,
+    demo_codec_config,
+    latents_of,
+    make_codec,
+    mdct_window,
+    write_transform,
+)
 from musicgen_train.demo.corpus import captions_of
-from musicgen_train.demo.encoders import demo_encoders, quality_of
+from musicgen_train.demo.encoders import SHIPPED, demo_encoders
 from musicgen_train.demo.quality import measure, mel_bands, mel_distance, si_sdr
 
-CLIPS = 13  # of 10 s: 6500 frames for 2048 entries
+HELD_OUT = 202  # the seed of tracks that nothing was trained on
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo_encoders(tmp_path_factory.mktemp("demo") / "encoders", 3, fitting_clips=CLIPS, held_out_clips=0)
+def shipped() -> EncodecModel:
+    return EncodecModel.from_pretrained(SHIPPED)
 
 
 @pytest.fixture(scope="module")
-def codec(folder: Path) -> EncodecModel:
-    return EncodecModel.from_pretrained(folder)
+def written() -> EncodecModel:
+    """A codec that has seen two minutes of music, untrained."""
+    return make_codec([clip(index, 10.0) for index in range(13)], 3)
 
 
 @functools.cache
@@ -49,47 +62,64 @@ def clip(index: int, seconds: float = 4.0) -> torch.Tensor:
 # The folder
 
 
-def test_the_folder_is_a_whole_composite(folder: Path) -> None:
+def test_the_folder_is_a_whole_composite(tmp_path: Path) -> None:
+    folder = demo_encoders(tmp_path / "encoders")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json", "preprocessor_config.json"} <= names
-    assert {"spiece.model", "tokenizer_config.json", "processor_config.json", "demo_encoders.json"} <= names
+    assert {"spiece.model", "tokenizer_config.json", "processor_config.json", "README.md", "encoders.json"} <= names
     model = MusicgenForConditionalGeneration.from_pretrained(folder)
     processor = MusicgenProcessor.from_pretrained(folder)
     assert processor.feature_extractor.padding_side == "left"
     assert processor.feature_extractor.sampling_rate == model.config.audio_encoder.sampling_rate == 32_000
     assert model.config.audio_encoder.frame_rate == 50
+    assert model.config.decoder.num_codebooks == 4
     assert len(processor.tokenizer) <= model.config.text_encoder.vocab_size
     assert model.generation_config.guidance_scale == 3.0
     audio = model.generate(**processor(text=["slow jazz"], return_tensors="pt"), max_new_tokens=13)
     assert isinstance(audio, torch.Tensor)
     assert audio.shape == (1, 1, 10 * HOP)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    assert size < 30e6
+
+
+def test_the_encoders_are_small() -> None:
+    with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
+        names = [name for name in weights.keys() if not name.startswith("decoder.")]  # noqa: SIM118
+        size = sum(weights.get_tensor(name).nbytes for name in names)
+    others = sum(path.stat().st_size for path in SHIPPED.iterdir() if path.name != "model.safetensors")
+    assert size + others < 12e6
 
 
 @pytest.mark.filterwarnings("ignore:.*")  # transformers' own, on loading a tokenizer and weight norm
-def test_transformers_gives_the_same_codes_states_and_ids(folder: Path, codec: EncodecModel) -> None:
-    theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(folder).eval()
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+def test_transformers_gives_the_same_codes_states_and_ids(shipped: EncodecModel) -> None:
+    theirs = transformers.MusicgenForConditionalGeneration.from_pretrained(SHIPPED).eval()
+    assert theirs.dtype == torch.float32
+    processor = transformers.AutoProcessor.from_pretrained(SHIPPED)
     audio = clip(1, 2.0)[None, None]
     with torch.no_grad():
         expected = theirs.audio_encoder.encode(audio).audio_codes
-        ours = codec.encode(audio).audio_codes
+        ours = shipped.encode(audio).audio_codes
         assert torch.equal(ours, expected)
         torch.testing.assert_close(
-            codec.decode(ours).audio_values, theirs.audio_encoder.decode(ours, [None]).audio_values, atol=1e-4, rtol=0
+            shipped.decode(ours).audio_values, theirs.audio_encoder.decode(ours, [None]).audio_values, atol=1e-4, rtol=0
         )
         captions = [captions_of(400, 2)[0], "crisp rock", "Ukulele & kazoo, 7/8?"]
         inputs = processor(text=captions, padding=True, return_tensors="pt")
-        our_inputs = MusicgenProcessor.from_pretrained(folder)(text=captions, padding=True, return_tensors="pt")
+        our_inputs = MusicgenProcessor.from_pretrained(SHIPPED)(text=captions, padding=True, return_tensors="pt")
         assert torch.equal(our_inputs["input_ids"], inputs["input_ids"])
-        states = T5EncoderModel.from_pretrained(folder)(**our_inputs).last_hidden_state
+        states = T5EncoderModel.from_pretrained(SHIPPED)(**our_inputs).last_hidden_state
         torch.testing.assert_close(states, theirs.text_encoder(**inputs).last_hidden_state, atol=1e-4, rtol=1e-4)
+        model = MusicgenForConditionalGeneration.from_pretrained(SHIPPED)
+        codes = torch.randint(0, 1024, (3 * 4, 9), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(
+            model(**our_inputs, decoder_input_ids=codes).logits,
+            theirs(**inputs, decoder_input_ids=codes).logits,
+            atol=1e-3,
+            rtol=1e-3,
+        )
 
 
-def test_captions_are_known_words(folder: Path) -> None:
-    tokenizer = MusicgenProcessor.from_pretrained(folder).tokenizer
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+def test_captions_are_known_words() -> None:
+    tokenizer = MusicgenProcessor.from_pretrained(SHIPPED).tokenizer
+    model = sentencepiece.SentencePieceProcessor(model_file=str(SHIPPED / "spiece.model"))
     assert [model.id_to_piece(index) for index in range(3)] == ["<pad>", "</s>", "<unk>"]
     captions = [caption for index in range(5000, 5040) for caption in captions_of(7, index)]
     captions += ["Any word, #1 'quoted' (at 97 BPM)!", "zydeco\txylophone"]
@@ -98,8 +128,8 @@ def test_captions_are_known_words(folder: Path) -> None:
         assert len(ids) < 100
 
 
-def test_different_captions_have_different_states(folder: Path) -> None:
-    processor, encoder = MusicgenProcessor.from_pretrained(folder), T5EncoderModel.from_pretrained(folder)
+def test_different_captions_have_different_states() -> None:
+    processor, encoder = MusicgenProcessor.from_pretrained(SHIPPED), T5EncoderModel.from_pretrained(SHIPPED)
     texts = ["slow sad jazz", "fast sad jazz", "slow happy jazz", "slow sad rock"]
     with torch.no_grad():
         states = [encoder(**processor(text=[text], return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
@@ -107,15 +137,14 @@ def test_different_captions_have_different_states(folder: Path) -> None:
     assert distances.min() > 0.05 * torch.cat(states).norm(dim=1).mean()
 
 
-def test_a_second_call_keeps_the_folder(folder: Path) -> None:
+def test_a_second_call_keeps_the_folder(tmp_path: Path) -> None:
+    folder = demo_encoders(tmp_path / "encoders")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert demo_encoders(folder, 3, fitting_clips=CLIPS, held_out_clips=0) == folder
+    assert demo_encoders(folder) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
-def test_other_settings_need_another_folder(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds encoders made with seed 3 \(asked for: 4\)"):
-        demo_encoders(folder, 4, fitting_clips=CLIPS, held_out_clips=0)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds something else"):
+        demo_encoders(folder)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,24 +153,53 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pyte
     assert "already holds something else (config.json); give another folder" in capsys.readouterr().err
 
 
-def test_too_little_music_for_the_codebooks(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError,
-        match="500 frames of audio are too few for codebooks of 2048 entries; give 6144 or more, which are 123 s",
-    ):
-        demo_encoders(tmp_path / "e", fitting_clips=1)
-    assert not (tmp_path / "e").exists()
+def test_the_card_tells_what_was_measured() -> None:
+    record = json.loads((SHIPPED / "encoders.json").read_text())
+    card = (SHIPPED / "README.md").read_text()
+    quality = record["codec"]["quality"]
+    assert f"{quality['si_sdr']:.1f} dB" in card
+    for share in quality["used"]:
+        assert f"{share:.0%}" in card
 
 
-# The codec
+# The codec that ships
+
+
+def test_every_codebook_is_used(shipped: EncodecModel) -> None:
+    # As in the card, on fewer tracks: 33 of 15 s name more than 80 % of each codebook's 1024 entries.
+    quality = measure(shipped, [torch.from_numpy(make_track(HELD_OUT, i, 15.36).audio[0]) for i in range(33)])
+    assert min(quality.used) > 0.8
+    assert min(quality.perplexity) > 300
+    assert quality.si_sdr > 4
+    assert quality.mel_distance < 5
+
+
+def test_the_round_trip_is_the_music(shipped: EncodecModel) -> None:
+    for index, style in enumerate(("house", "rock", "folk")):
+        track = make_track(401, index, 16.0, style=style, brightness="dark")
+        audio = torch.from_numpy(track.audio)[None]
+        decoded = shipped(audio).audio_values[0, 0].detach().numpy()
+        assert si_sdr(audio[0, 0], torch.from_numpy(decoded)) > 3
+        assert hearing.key(decoded) == (track.metadata["key"], track.metadata["mode"])
+        assert hearing.tempo(decoded) == pytest.approx(hearing.tempo(track.audio[0]), rel=0.03)
+
+
+def test_silence_stays_soft(shipped: EncodecModel) -> None:
+    output = shipped(torch.zeros(1, 1, 6400))
+    assert torch.all(output.audio_codes == 0)
+    # -56 dB of full scale: what the trained decoder hums.
+    assert output.audio_values.std() < 3e-3
+
+
+# The codec as it is written
 
 
 def test_the_encoder_is_a_cosine_transform() -> None:
     codec = EncodecModel(demo_codec_config()).eval()
     weights = torch.linspace(0.5, 2, BANDS)
-    write_transform(codec, weights)
+    write_transform(codec, weights, torch.ones(GROUPS))
     audio = 0.3 * clip(2, 3.0)
-    latents = latents_of(codec, [audio])
+    latents = latents_of(codec, [audio])[:, :BANDS]
     # Frame t's window starts 40 samples into the reach of its 16 blocks, which start 368 samples before it.
     start = 368 - 40
     padded = torch.nn.functional.pad(audio.double(), (start, 2 * HOP))
@@ -153,16 +211,61 @@ def test_the_encoder_is_a_cosine_transform() -> None:
     assert si_sdr(torch.from_numpy(frames)[inside].flatten(), (latents / weights).double()[inside].flatten()) > 25
 
 
-def test_the_decoder_inverts_the_encoder() -> None:
+def test_the_decoder_inverts_the_encoder_where_it_keeps_phases() -> None:
     codec = EncodecModel(demo_codec_config()).eval()
-    write_transform(codec, torch.linspace(2, 0.5, BANDS))
-    # Everything below 3 kHz is kept.
+    # So loud a loudest that these sines have none in the groups above.
+    write_transform(codec, torch.linspace(2, 0.5, BANDS), torch.full((GROUPS,), 1e3))
     time = torch.arange(32_000) / 32_000
-    frequencies = torch.tensor([110.0, 440.0, 1234.0, 2750.0])
+    frequencies = torch.tensor([110.0, 440.0, 700.0, 950.0])
     audio = 0.05 * torch.sin(2 * math.pi * frequencies[:, None] * time).sum(0)
     with torch.no_grad():
         decoded = codec.decoder(codec.encoder(audio.view(1, -1, 1)))[0, :, 0]
-    assert si_sdr(audio[2000:-2000], decoded[2000:-2000]) > 25
+    assert si_sdr(audio[2000:-2000], decoded[2000:-2000]) > 20
+
+
+def test_above_the_decoder_makes_noise_as_loud() -> None:
+    codec = EncodecModel(demo_codec_config()).eval()
+    generator = torch.Generator().manual_seed(6)
+    noise = torch.randn(64_000, generator=generator)
+    spectrum = torch.fft.rfft(noise)
+    spectrum[: 64_000 * 2000 // 32_000] = 0
+    noise = torch.fft.irfft(spectrum)
+    write_transform(codec, torch.ones(BANDS), torch.full((GROUPS,), 8.0))
+    for gain in (1.0, 0.1, 0.03):
+        with torch.no_grad():
+            decoded = codec.decoder(codec.encoder(gain * noise.view(1, -1, 1)))[0, :, 0]
+        # Within 3 dB over a range of 30.
+        assert 0.7 < float(decoded.std() / (gain * noise).std()) < 1.4, gain
+
+
+def test_codebooks_have_parts_of_their_own(written: EncodecModel) -> None:
+    for layer, (first, last) in zip(written.quantizer.layers, PARTS, strict=True):
+        outside = layer.codebook.embed.clone()
+        outside[:, first:last] = 0
+        assert torch.all(outside == 0)
+    # So each code is the nearest entry in its part, whatever the codes before it.
+    latents = latents_of(written, [clip(5)])
+    codes = written.encode(clip(5)[None, None]).audio_codes[0, 0]
+    for layer, (first, last), row in zip(written.quantizer.layers, PARTS, codes, strict=True):
+        expected = torch.cdist(latents[:, first:last], layer.codebook.embed[:, first:last]).argmin(1)
+        assert (row == expected).float().mean() > 0.999
+
+
+def test_too_little_music_for_the_codebooks() -> None:
+    with pytest.raises(
+        ValueError,
+        match="200 frames of audio are too few for codebooks of 1024 entries; give 3072 or more, which are 61 s",
+    ):
+        make_codec([clip(0)], 0)
+
+
+def test_untrained_it_is_the_music_already(written: EncodecModel) -> None:
+    audio = clip(21, 8.0)
+    decoded = written(audio[None, None]).audio_values[0, 0].detach()
+    assert mel_distance(audio, decoded) < 9
+    silence = written(torch.zeros(1, 1, 6400))
+    assert torch.all(silence.audio_codes == 0)
+    assert silence.audio_values.abs().max() < 1e-6
 
 
 def test_the_window_is_orthonormal_with_its_neighbours() -> None:
@@ -174,37 +277,12 @@ def test_the_window_is_orthonormal_with_its_neighbours() -> None:
     torch.testing.assert_close(three.t() @ three, torch.eye(3 * hop, dtype=torch.float64))
 
 
-def test_round_trip(codec: EncodecModel) -> None:
+def test_round_trip(shipped: EncodecModel) -> None:
     for length in (1, 639, 640, 641, 7777):
         audio = clip(3)[None, None, 30_000 : 30_000 + length]
-        output = codec(audio)
+        output = shipped(audio)
         assert output.audio_codes.shape == (1, 1, 4, math.ceil(length / HOP))
         assert output.audio_values.shape == audio.shape
-
-
-def test_the_round_trip_is_the_music(codec: EncodecModel) -> None:
-    # Held-out tracks, and codebooks fitted to two minutes: the real folder does better.
-    for index, style in enumerate(("house", "rock", "folk")):
-        track = make_track(401, index, 16.0, style=style, brightness="dark")
-        audio = torch.from_numpy(track.audio)[None]
-        decoded = codec(audio).audio_values[0, 0].detach().numpy()
-        assert si_sdr(audio[0, 0], torch.from_numpy(decoded)) > 2
-        assert hearing.key(decoded) == (track.metadata["key"], track.metadata["mode"])
-        assert hearing.tempo(decoded) == pytest.approx(hearing.tempo(track.audio[0]), rel=0.03)
-
-
-def test_codebooks_are_used(codec: EncodecModel) -> None:
-    quality = measure(codec, [clip(index, 6.0) for index in range(6)])
-    # So few frames can name about half of the entries at best.
-    assert quality.frames == 1800
-    assert min(quality.used) > 0.2
-    assert min(quality.perplexity) > 200
-
-
-def test_silence_stays_silent(codec: EncodecModel) -> None:
-    output = codec(torch.zeros(1, 1, 6400))
-    assert torch.all(output.audio_codes == 0)
-    assert output.audio_values.abs().max() < 1e-6
 
 
 # Its parts, against computations by hand
@@ -245,14 +323,14 @@ def test_mel_distance_of_a_gain_is_that_gain() -> None:
     assert (bands.argmax(1).diff() >= 0).all()
 
 
-def test_same_seed_same_files_with_or_without_measuring(folder: Path, tmp_path: Path) -> None:
-    again = demo_encoders(tmp_path / "again", 3, fitting_clips=CLIPS, held_out_clips=1)
-    for path in folder.iterdir():
-        if path.name != "demo_encoders.json":
-            assert path.read_bytes() == (again / path.name).read_bytes(), path.name
-    quality = quality_of(again)
-    assert quality is not None
-    assert quality["frames"] == 500
-    assert len(quality["used"]) == len(quality["perplexity"]) == 4
-    assert quality_of(folder) is None
-    assert json.loads((again / "demo_encoders.json").read_text())["seed"] == 3
+def test_the_round_trip_can_be_heard_and_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["round-trip", str(tmp_path), "--tracks", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "si_sdr" in printed
+    quality = json.loads((tmp_path / "quality.json").read_text())
+    assert quality["frames"] == 2 * 768
+    before, rate = soundfile.read(tmp_path / "track-00001-before.wav")
+    after, _ = soundfile.read(tmp_path / "track-00001-after.wav")
+    assert (rate, len(before)) == (32_000, len(after))
+    assert np.allclose(before, make_track(202, 1, 15.36).audio[0], atol=2**-15)
+    assert (tmp_path / "track-00001.png").read_bytes().startswith(b"\x89PNG")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from audio_corpus import CODEC, SettingsMaker, tone
 from tiny import CODEC as TINY_CODEC
 
 from musicgen_train import EncodecConfig, EncodecModel
-from musicgen_train.preprocess.encoders import AudioCoder, Encoders, load_encoders, pick_device
+from musicgen_train.preprocess.encoders import AudioCoder, Encoders, TextCoder, clip_rows, load_encoders, pick_device
 
 
 @pytest.fixture
@@ -35,20 +34,30 @@ def test_a_stereo_codec_codes_both_sides_at_once() -> None:
     coder = AudioCoder(stereo, 2)
     clip = tone(0.5, channels=2).T.copy()
     assert coder.num_codebooks == 4
-    assert torch.equal(coder.encode([clip])[0].long(), stereo.encode(torch.from_numpy(clip)[None]).audio_codes[0, 0])
+    assert torch.equal(coder.encode([clip], 1)[0].long(), stereo.encode(torch.from_numpy(clip)[None]).audio_codes[0, 0])
     with pytest.raises(
         ValueError, match="the codec takes 2 channels of audio, audio_channels is 1; give audio_channels=2"
     ):
         AudioCoder(stereo, 1)
 
 
-def test_a_batch_of_clips_is_each_of_them_alone(encoders: Encoders) -> None:
+def test_a_clip_has_the_same_codes_whatever_is_beside_it(encoders: Encoders) -> None:
     clips = [tone(0.7, pitch=pitch).T.copy() for pitch in (90.0, 300.0, 1200.0)]
-    batch = encoders.audio.encode(clips)
+    batch = encoders.audio.encode(clips, 5)
     assert batch.dtype == torch.int16
+    assert len(batch) == 3
     for clip, codes in zip(clips, batch, strict=True):
-        assert torch.equal(encoders.audio.encode([clip])[0], codes)
+        assert torch.equal(encoders.audio.encode([clips[1], clip], 5)[1], codes)
+        # In a batch of another shape sums may round otherwise, which these codes do not notice.
+        assert torch.equal(encoders.audio.encode([clip], 1)[0], codes)
     assert len({codes.numpy().tobytes() for codes in batch}) == 3
+
+
+def test_only_clips_of_the_full_length_share_batches() -> None:
+    assert clip_rows(100, 100, 100 * 7 + 99) == 7
+    assert clip_rows(100, 100, 99) == 1
+    assert clip_rows(99, 100, 100 * 7) == 1
+    assert clip_rows(100, 100, 10**9) == 8
 
 
 def test_long_captions_are_cut_before_the_end_token(encoders: Encoders, tokenizer: Any, reference: Any) -> None:
@@ -64,13 +73,32 @@ def test_long_captions_are_cut_before_the_end_token(encoders: Encoders, tokenize
     assert encoders.text.encode([]) == []
 
 
-def test_text_batches_hold_the_budget_and_every_row_once(encoders: Encoders) -> None:
-    generator = np.random.default_rng(0)
-    lengths = [int(length) for length in generator.integers(1, 14, size=60)] + [40]
-    batches = list(encoders.text._batches(lengths))
-    assert sorted(row for batch in batches for row in batch) == list(range(61))
-    for batch in batches:
-        assert len(batch) * max(lengths[row] for row in batch) <= 16 or len(batch) == 1
+def test_a_caption_has_the_same_states_to_the_last_bit_whatever_is_beside_it(make_settings: SettingsMaker) -> None:
+    text = load_encoders(make_settings()).text
+    captions = [" ".join(["jazz", "beat", "chorus"][: 1 + number % 3] * (1 + number % 5)) for number in range(40)]
+    together = {caption: encoded.states_LD for caption, encoded in zip(captions, text.encode(captions), strict=True)}
+    assert len({len(states) for states in together.values()}) > 4
+    for caption, states in together.items():
+        (alone,) = text.encode([caption])
+        assert torch.equal(alone.states_LD, states)
+        assert torch.equal(text.encode([captions[7], caption])[1].states_LD, states)
+
+
+def test_text_batches_hold_the_budget(make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = load_encoders(make_settings(text_batch_tokens=70)).text
+    shapes = []
+    states = TextCoder._states
+
+    def watched(coder: TextCoder, ids: Any, rows: int, length: int) -> torch.Tensor:
+        shapes.append((rows, length))
+        return states(coder, ids, rows, length)
+
+    monkeypatch.setattr(TextCoder, "_states", watched)
+    captions = ["jazz " * number for number in range(1, 50, 3)]
+    lengths = [len(encoded.states_LD) for encoded in text.encode(captions)]
+    assert lengths == [len(text.token_ids(caption)[0]) for caption in captions]
+    assert {(4, 16), (2, 32), (1, 64)} <= set(shapes)
+    assert all(rows == max(70 // length, 1) for rows, length in shapes)
 
 
 def test_devices_are_checked() -> None:

@@ -15,6 +15,12 @@ def test_rate_and_time_left() -> None:
     progress.add(tracks=10, audio_seconds=1800.0, rejected=2)
     expected = "10/40 tracks | 0.50 h of audio | 0.0083 h/s (30 x real time) | 2 rejected | 0:03:00 left"
     assert progress.line(60.0) == expected
+    continued = Progress(total=40, interval=0.0)
+    continued.add(reused=20)
+    continued.add(tracks=10, audio_seconds=1800.0)
+    # What was encoded before took no time, and says nothing of how long the rest takes.
+    expected = "30/40 tracks | 0.50 h of audio | 0.0083 h/s (30 x real time) | 20 from before | 0:01:00 left"
+    assert continued.line(60.0) == expected
     unknown = Progress(total=None, interval=0.0)
     unknown.add(tracks=3, audio_seconds=7.2)
     assert unknown.line(3.6) == "3 tracks | 0.00 h of audio | 0.0006 h/s (2 x real time)"

@@ -51,7 +51,7 @@ def test_the_command_of_the_contract(tmp_path: Path, encoders_folder: Path) -> N
         where=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latents", "songs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".latents.work", "latents", "songs"]
     made = datasets.load_from_disk(str(tmp_path / "latents"))
     assert {split: part.num_rows for split, part in made.items()} == {"train": 2, "validation": 2}
     assert json.loads((tmp_path / "latents" / "rejected.jsonl").read_text()) == {

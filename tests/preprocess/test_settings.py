@@ -28,6 +28,7 @@ GIVEN = {"input": "a", "output": "b", "encoders": "c"}
         ({"shard_tracks": 0}, "shard_tracks is 0"),
         ({"limit": 0}, "limit is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"rank": 0}, "rank and world_size go together: give both, or neither"),
         ({"captions": {"variants": 0}}, r"captions\.variants is 0; allowed is at least 1"),
         ({"captions": {"word_dropout": 1.0}}, r"captions\.word_dropout is 1\.0; allowed is 0 or more and below 1"),
         ({"captions": {"max_tokens": 0}}, r"captions\.max_tokens is 0"),
@@ -68,14 +69,17 @@ def test_the_dtypes_are_the_formats() -> None:
     assert tuple(latent_format.STATES_DTYPES) == settings_module.STATES_DTYPES
 
 
-def test_the_content_digest_follows_what_decides_the_content() -> None:
-    encoders = {"text": "1", "audio": "2"}
+def test_what_decides_the_content_and_what_does_not() -> None:
+    def decisive(**changed: Any) -> dict[str, Any]:
+        return PreprocessSettings.from_dict({**GIVEN, **changed}).decisive()
 
-    def digest(fingerprints: dict[str, str] = encoders, **changed: Any) -> str:
-        return PreprocessSettings.from_dict({**GIVEN, **changed}).content_digest(fingerprints)
-
-    for changed in ({"output": "z"}, {"workers": 3}, {"device": "cpu"}, {"hub": {"streaming": True}}, {"limit": 3}):
-        assert digest(**changed) == digest(), changed
+    for changed in (
+        {"output": "z"}, {"workers": 3}, {"device": "cpu"}, {"hub": {"streaming": True}}, {"limit": 3},
+        {"rank": 1, "world_size": 2}, {"batch_seconds": 30}, {"stop_on_rejected": True}, {"keep_work": False},
+    ):  # fmt: skip
+        assert decisive(**changed) == decisive(), changed
     for changed in ({"clip_seconds": 7}, {"audio_channels": 2}, {"captions": {"seed": 1}}, {"states_dtype": "float32"}):
-        assert digest(**changed) != digest(), changed
-    assert digest({"text": "1", "audio": "3"}) != digest()
+        assert decisive(**changed) != decisive(), changed
+    assert sorted(decisive()) == [
+        "audio_channels", "captions", "clip_seconds", "hop_seconds", "min_clip_seconds", "states_dtype",
+    ]  # fmt: skip

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_train.preprocess.settings import SplitSettings
-from musicgen_train.preprocess.splits import Membership, assign_splits, place
+from musicgen_train.preprocess.splits import Membership, SplitRule, group_of, place
+
+
+def assign_splits(members: dict[str, Membership], settings: SplitSettings) -> dict[str, str]:
+    rule = SplitRule(members.values(), settings)
+    return {name: rule.split_of(member) for name, member in members.items()}
 
 
 def tracks(number: int, **stated: str) -> dict[str, Membership]:
@@ -60,3 +65,26 @@ def test_tracks_of_a_group_stay_together() -> None:
     # By the group's name, whatever its tracks are called: a new track goes where its album is.
     assert by_group == {g: {"validation" if place(g, 0) < 0.4 else "train"} for g in by_group}
     assert set(splits.values()) == {"train", "validation"}
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.floats(0, 0.9), st.floats(0, 0.09))
+def test_the_rule_is_that_of_all_groups_sorted(groups: list[int], validation: float, test: float) -> None:
+    """Brute force over all groups at once, in whatever order and however often they come."""
+    settings = SplitSettings(validation=validation, test=test)
+    members = {f"t{index}": Membership(group=f"g{group}", stated=None) for index, group in enumerate(groups)}
+    expected: dict[str, str] = {}
+    for group in sorted({f"g{group}" for group in groups}, key=lambda name: place(name, 0)):
+        at = place(group, 0)
+        expected[group] = "validation" if at < validation else "test" if at < validation + test else "train"
+    for split, share in (("validation", validation), ("test", test)):
+        left = [group for group, of in expected.items() if of == "train"]
+        if share > 0 and split not in expected.values() and len(left) > 1:
+            expected[left[0]] = split
+    found = assign_splits(members, settings)
+    assert found == {name: expected[member.group] for name, member in members.items()}
+
+
+def test_a_field_names_the_group() -> None:
+    assert group_of("a.wav", {"album": "Blue"}, "album") == "album=Blue"
+    assert group_of("a.wav", {"album": ""}, "album") == group_of("a.wav", {}, "album") == "a.wav"
+    assert group_of("a.wav", {"album": "Blue"}, None) == "a.wav"

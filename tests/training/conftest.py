@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from poisoned_latents import write_poisoned_latents
 from tiny_latents import write_composite, write_latents
 from tiny_run import QUICK, TRAIN, VALIDATION, RunWith, compose
 
@@ -19,6 +20,13 @@ def composite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def latents(composite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_latents(tmp_path_factory.mktemp("data") / "latents", composite, TRAIN, VALIDATION)
+
+
+@pytest.fixture(scope="session")
+def poisoned(composite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents with one clip whose loss is NaN."""
+    folder = tmp_path_factory.mktemp("poisoned") / "latents"
+    return write_poisoned_latents(folder, composite, TRAIN, validation=VALIDATION)
 
 
 @pytest.fixture

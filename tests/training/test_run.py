@@ -27,7 +27,8 @@ def test_a_run_leaves_everything_behind(
 ) -> None:
     output = tmp_path / "run"
     made = run_with(output, "samples.every=2", "samples.seconds=0.5", "checks.enabled=true", "optimizer.lr=0.01")
-    assert {path.name for path in output.iterdir()} == {
+    # Where the code that runs was changed, the changes are there too.
+    assert {path.name for path in output.iterdir() if path.suffix != ".patch"} == {
         *("checkpoints", "checks", "composite", "config.yaml", "metrics.csv", "provenance.json", "samples")
     }
 
@@ -55,7 +56,7 @@ def test_a_run_leaves_everything_behind(
     assert config.callbacks.last.dirpath == f"{output}/checkpoints"
     origin = json.loads((output / "provenance.json").read_text())
     assert origin["init_from"] == str(composite)
-    assert origin["latents"]["audio_encoder"]["fingerprint"] == made.data.manifest.audio_encoder.fingerprint
+    assert origin["latents"][0]["audio_encoder"]["fingerprint"] == made.data.manifest.audio_encoder.fingerprint
     assert origin["versions"]["torch"] == torch.__version__
 
     printed = capsys.readouterr().out
@@ -167,7 +168,7 @@ def test_steps_are_counted_in_optimizer_steps(run_with: RunWith, tmp_path: Path)
 def test_a_run_without_validation(run_with: RunWith, composite: Path, tmp_path: Path) -> None:
     latents = write_latents(tmp_path / "latents", composite, [ClipSpec(20), ClipSpec(25)])
     run_with(tmp_path / "run", f"data.path={latents}", "checks.enabled=true")
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_the_end_is_validated_and_saved_where_the_schedule_misses_it(run_with: RunWith, tmp_path: Path) -> None:
@@ -219,8 +220,9 @@ def test_a_checkpoint_that_is_not_there(run_with: RunWith, tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_with: RunWith, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: lower optimizer\.lr"):
-        run_with(tmp_path / "run", "optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    broken = ["optimizer.lr=1e30", "trainer.gradient_clip_val=null", "health.max_skipped_in_a_row=2"]
+    with pytest.raises(ValueError, match=r"stopped at step 3: 2 steps in a row were not finite .* Lower optimizer\.lr"):
+        run_with(tmp_path / "run", *broken)
 
 
 @pytest.mark.parametrize(

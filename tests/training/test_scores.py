@@ -148,7 +148,7 @@ def test_padded_text_is_neither_seen_nor_added_to_by_the_bias() -> None:
         torch.tensor([[True, True, True, False, False]]),
         batch.frames,
     )
-    assert not module.project(longer)[0, 3:].any()
+    assert not module.project(longer.text_states, longer.text_mask)[0, 3:].any()
     assert_close(module.score(longer).sums_K, module.score(batch).sums_K, rtol=1e-6, atol=1e-6)
     attending = tiny_module(attend_to_padding=True)
     attending.load_state_dict(module.state_dict())

@@ -18,7 +18,8 @@ from musicgen_train.training.start import ModelSettings, Start, load_start
 
 
 def start(init_from: Path | str, latents: Path, encoders: str | None = None, seed: int = 0, **settings: Any) -> Start:
-    values = {"architecture": {}, "dropout": 0.0, "activation_checkpointing": False, "attend_to_padding": False}
+    values = {"architecture": {}, "dropout": 0.0, "attend_to_padding": False}
+    values |= {"activation_checkpointing": False, "compile": False}
     model = ModelSettings(**{**values, **settings})
     return load_start(str(init_from), encoders, model, Manifest.load(latents), str(latents), seed)
 
@@ -158,6 +159,6 @@ def test_a_checkpoint_with_code_in_it_is_not_executed(
     latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"state_dict": Hostile()}, tmp_path / "hostile.ckpt")
-    with pytest.raises(CheckpointError, match=r"hostile\.ckpt cannot be read \(UnpicklingError"):
+    with pytest.raises(CheckpointError, match=r"hostile\.ckpt holds more than tensors .* executed"):
         start(tmp_path / "hostile.ckpt", latents)
     assert "executed" not in capsys.readouterr().out

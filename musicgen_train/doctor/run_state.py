@@ -1,0 +1,110 @@
+"""How a training run stands, and whether it can go on."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from musicgen_train.data.datamodule import DataSettings
+from musicgen_train.data.latent_dataset import LatentDataset
+from musicgen_train.doctor.findings import Finding, note, ok, wrong
+from musicgen_train.hub.folder import read_json
+from musicgen_train.training.checkpoint_files import newest_intact, read_plain
+from musicgen_train.training.metrics_file import METRICS_NAME
+from musicgen_train.training.module import CHECKPOINT_KEY
+from musicgen_train.training.run_folder import (
+    CHECKPOINTS_FOLDER,
+    COMPOSITE_FOLDER,
+    CONFIG_NAME,
+    LAST_CHECKPOINT,
+    PROVENANCE_NAME,
+    is_run,
+)
+
+TOPIC = "run"
+
+
+def look_at_run(folder: Path) -> Iterator[Finding]:
+    """Its starts, its last checkpoint (read whole, its checksums compared), what was skipped, its data, its result."""
+    if not is_run(folder):
+        yield wrong(TOPIC, f"{folder} is no folder of scripts/train.py: {CONFIG_NAME} or {PROVENANCE_NAME} is missing")
+        return
+    config = OmegaConf.load(folder / CONFIG_NAME)
+    assert isinstance(config, DictConfig)
+    starts = read_json(folder / PROVENANCE_NAME).get("starts", [])
+    yield ok(TOPIC, f"{folder}: started {len(starts)} time(s), the last {_described(starts[-1] if starts else {})}")
+    checkpoint, damaged = newest_intact(folder / CHECKPOINTS_FOLDER, prefer=LAST_CHECKPOINT)
+    for each in damaged:
+        yield wrong(TOPIC, str(each), "resume=auto passes it over and keeps it aside")
+    if checkpoint is None:
+        yield wrong(TOPIC, "no checkpoint can be read: nothing to go on from", "start again, in another folder")
+    else:
+        yield from _look_at_checkpoint(checkpoint, config, folder)
+    if (folder / METRICS_NAME).is_file():
+        yield _look_at_metrics(folder / METRICS_NAME)
+
+
+def _described(start: dict[str, Any]) -> str:
+    when = start.get("started", "at an unknown time")
+    if "from_step" not in start:
+        return f"{when}, never came to its first step"
+    outcome = start.get("outcome", f"killed or running, last saved at {start.get('step', start['from_step'])}")
+    return f"{when} from step {start['from_step']}, {outcome}"
+
+
+def _look_at_checkpoint(checkpoint: Path, config: DictConfig, folder: Path) -> Iterator[Finding]:
+    content = read_plain(checkpoint)
+    step, total = int(content["global_step"]), int(config.trainer.max_steps)
+    size = (
+        sum(path.stat().st_size for path in checkpoint.rglob("*")) if checkpoint.is_dir() else checkpoint.stat().st_size
+    )
+    yield ok(TOPIC, f"{checkpoint.name} is intact: step {step} of {total}, {size / 2**20:.0f} MiB")
+    health = content.get(CHECKPOINT_KEY, {}).get("health") or {}
+    if skipped := health.get("skipped", 0):
+        yield note(TOPIC, f"{skipped} steps were left out because they were not finite", "docs/troubleshooting.md")
+    if "optimizer_states" not in content or "LatentDataModule" not in content:
+        yield wrong(TOPIC, "it holds weights alone: a new run can begin with init_from, but not go on from it")
+        return
+    changed = list(_changed_data(content["LatentDataModule"], config))
+    yield from changed
+    if changed:
+        return
+    if step < total:
+        yield ok(TOPIC, "can go on: the same command with resume=auto")
+    elif (folder / COMPOSITE_FOLDER / "config.json").is_file():
+        yield ok(TOPIC, f"finished; its model is {folder / COMPOSITE_FOLDER}")
+    else:
+        yield note(
+            TOPIC, "all steps are made, and the model is not there", "the same command with resume=auto writes it"
+        )
+
+
+def _changed_data(state: dict[str, Any], config: DictConfig) -> Iterator[Finding]:
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    for part, fingerprint in zip(DataSettings(**plain).parts, state["data"], strict=True):
+        try:
+            found = LatentDataset(part.path, "train").fingerprint()
+        except (OSError, ValueError) as error:
+            yield wrong(TOPIC, f"its data cannot be read: {' '.join(str(error).split())}", "bring it back to go on")
+            continue
+        if found != fingerprint:
+            yield wrong(
+                TOPIC,
+                f"{part.path} is no longer what it was trained on ({found[:12]}, was {fingerprint[:12]})",
+                "bring the old latents back to go on, or begin a new run with init_from",
+            )
+
+
+def _look_at_metrics(path: Path) -> Finding:
+    losses = {"train/loss": "none", "val/loss": "none"}
+    step = "0"
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = row["step"]
+            losses.update({name: row[name] for name in losses if row.get(name)})
+    shown = ", ".join(f"{name} {value}" for name, value in losses.items())
+    return ok(TOPIC, f"{METRICS_NAME} goes to step {step}: {shown}")

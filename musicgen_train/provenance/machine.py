@@ -1,0 +1,68 @@
+"""Versions of what is installed, and the machine that it runs on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    *("musicgen-train", "torch", "torchaudio", "lightning", "datasets", "pyarrow", "numpy", "hydra-core"),
+    *("safetensors", "sentencepiece", "soundfile", "wandb", "peft", "bitsandbytes"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    # Which says also what it was built for.
+    return {**found, "torch": torch.__version__}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, GPUs and what drives them, as plain values; no names of the machine or its user."""
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [
+            {
+                "name": gpu.name,
+                "memory_gib": round(gpu.total_memory / 2**30, 1),
+                "compute_capability": f"{gpu.major}.{gpu.minor}",
+            }
+            for gpu in gpus
+        ],
+        "cuda": torch.version.cuda if gpus else None,
+        "cudnn": torch.backends.cudnn.version() if gpus else None,
+        "driver": driver_version() if gpus else None,
+    }
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; None where its tool is not installed or does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None

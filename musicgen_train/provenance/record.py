@@ -1,0 +1,46 @@
+"""The record of one process that made something."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from musicgen_train.hub.folder import write_json
+from musicgen_train.provenance.git import digest, git_state, uncommitted_patch
+from musicgen_train.provenance.machine import machine, versions
+
+RECORD_NAME = "provenance.json"
+# Ends with the beginning of its SHA-256, which the record has whole.
+PATCH_PREFIX = "uncommitted-"
+
+
+def record() -> dict[str, Any]:
+    """Command, time, state of the code, versions and machine, as plain values for a JSON file."""
+    return {
+        # Without what `launch` gives Hydra.
+        "command": shlex.join(word for word in sys.argv if not word.startswith("hydra")),
+        "started": now(),
+        "git": git_state(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_record(folder: Path) -> None:
+    """Write the record of this process into a folder that exists, as `provenance.json`."""
+    write_json(folder / RECORD_NAME, record())
+
+
+def write_patch(folder: Path) -> None:
+    """Write how the code differs from its commit, `uncommitted-*.patch`; nothing where it does not."""
+    if patch := uncommitted_patch():
+        path = folder / f"{PATCH_PREFIX}{digest(patch)[:12]}.patch"
+        path.write_text(patch, encoding="utf-8", errors="surrogateescape")

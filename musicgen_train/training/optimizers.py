@@ -1,0 +1,81 @@
+"""Optimizers that depend on what the machine has; all others of the config are torch's own classes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    fused: bool | None = None,
+) -> torch.optim.AdamW:
+    """torch's AdamW (Loshchilov & Hutter 2019), in one kernel on a GPU.
+
+    Args:
+        parameters: to train.
+        lr, betas, eps, weight_decay: see `torch.optim.AdamW`.
+        fused: None for one kernel where all parameters are on CUDA devices, and torch's own choice elsewhere.
+
+    Raises:
+        RuntimeError: `fused` is asked for on a device that has no such kernel.
+    """
+    trained = list(parameters)
+    if fused is None and all(parameter.device.type == "cuda" for parameter in trained):
+        fused = True
+    return torch.optim.AdamW(trained, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+
+
+def adamw_8bit(
+    parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW with both moments in 8 bits (Dettmers et al. 2022): bitsandbytes' where it is installed, else torchao's.
+
+    Tensors below 4096 numbers keep theirs in 32 bits.
+
+    Raises:
+        ValueError: neither package is installed.
+    """
+    require_8bit()
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        make: Callable[..., Any] = importlib.import_module("bitsandbytes.optim").AdamW8bit
+    else:
+        make = importlib.import_module("torchao.optim").AdamW8bit
+    return make(list(parameters), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def require_8bit() -> None:
+    """Refuse to go on where no package has 8-bit optimizers.
+
+    Raises:
+        ValueError: neither bitsandbytes nor torchao is installed.
+    """
+    if all(importlib.util.find_spec(package) is None for package in ("bitsandbytes", "torchao")):
+        raise ValueError(
+            "optimizer=adamw_8bit needs bitsandbytes (NVIDIA GPUs) or torchao, and neither is installed: pip install "
+            "bitsandbytes, or use optimizer=adamw or optimizer=adafactor"
+        )
+
+
+def require_available(make_optimizer: Any) -> None:
+    """Refuse an optimizer of the config that cannot be made here, before anything is loaded.
+
+    Args:
+        make_optimizer: what Hydra made of the config's `optimizer`.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+    if isinstance(make_optimizer, functools.partial) and make_optimizer.func is adamw_8bit:
+        require_8bit()

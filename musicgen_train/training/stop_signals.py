@@ -1,0 +1,62 @@
+"""Being asked to stop: by Ctrl-C, by whoever sends SIGTERM, or by SLURM before a job's time is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# EX_TEMPFAIL of sysexits.h: "try again later". Not that of an error, so that a job script can tell the two apart.
+STOPPED_EXIT_CODE = 75
+INTERRUPTED_EXIT_CODE = 130
+
+
+class RunStopped(SystemExit):
+    """A run was asked to stop and has saved where it is; the same command with `resume=auto` goes on.
+
+    The exit code is 75 on the first rank and 0 on the others, since launchers take a failed rank for a broken run and
+    kill the rest.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(STOPPED_EXIT_CODE if rank == 0 else 0)
+
+
+class StopSignals:
+    """Remembers that this process was asked to stop, for its loop to look at.
+
+    A second Ctrl-C ends the process at once, with exit code 130.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._process = os.getpid()
+
+    def listen(self) -> None:
+        """Take over the signals; those that the process ignores, as `nohup` has it do, stay ignored."""
+        self._process = os.getpid()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # A worker process has inherited this; it lives as long as the training process needs it.
+        if os.getpid() != self._process:
+            return
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            _say("stopped at once; what was saved before is intact")
+            os._exit(INTERRUPTED_EXIT_CODE)
+        if self.received is None:
+            self.received = signal.Signals(number)
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            _say(f"{self.received.name}: saving after this step, then stopping{again}")
+
+
+def _say(line: str) -> None:
+    # Not print(): the signal may have come in the middle of one.
+    os.write(2, f"\n{line}\n".encode())
