@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with music/, encoders/, latents/, run/ and report/, each made by its command."""
     folder = tmp_path_factory.mktemp("end_to_end")
     run("-m", "musicgen_train.demo", "corpus", folder / "music", "--tracks", 6, "--seconds", 4, "--seed", 3)
-    run("-m", "musicgen_train.demo", "encoders", folder / "encoders", "--seed", 3, "--fitting-clips", 13)
+    run("-m", "musicgen_train.demo", "encoders", folder / "encoders")
     (folder / "music" / "broken.wav").write_bytes(b"no sound")
     run(
         "scripts/preprocess.py", f"input={folder / 'music'}", f"output={folder / 'latents'}",

@@ -110,7 +110,7 @@ def requested(caption: str) -> dict[str, str]:
 def tempo_is_near(asked: str, heard: str, *, octaves: bool = False) -> bool:
     """Whether a tempo is the one asked for, within `TEMPO_TOLERANCE`; with `octaves`, half and double count too."""
     ratio = float(heard) / float(asked)
-    return any(abs(ratio / times - 1) <= TEMPO_TOLERANCE for times in ((0.5, 1.0, 2.0) if octaves else (1.0,)))
+    return any(abs(ratio / times - 1) <= TEMPO_TOLERANCE + 1e-9 for times in ((0.5, 1.0, 2.0) if octaves else (1.0,)))
 
 
 def key_is_relative(asked: Properties, heard: Properties) -> bool:

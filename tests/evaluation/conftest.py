@@ -40,7 +40,7 @@ def training_run(world: World, tmp_path: Path) -> Path:
         "generation_config": world.model.generation_config.to_dict(),
         "encoders": {"text": str(world.composite), "audio": str(world.composite)},
     }
-    torch.save({"state_dict": state, "musicgen_train": about}, run / "checkpoints" / "last.ckpt")
+    torch.save({"global_step": 3, "state_dict": state, "musicgen_train": about}, run / "checkpoints" / "last.ckpt")
     (run / "config.yaml").write_text("seed: 0\n")
     (run / "provenance.json").write_text("{}")
     lines = ["step,epoch,train/loss,train/ce_q1,val/loss,val/ce_q1,val/ce_q2,lr,grad_norm"]
