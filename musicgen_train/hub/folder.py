@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -151,7 +152,7 @@ class PretrainedFolder:
 
     def _pin_commit(self, fetched: Path) -> None:
         # <cache>/models--<owner>--<name>/snapshots/<commit>/<subfolder>/<filename>
-        for folder, below in zip(fetched.parents[1:], fetched.parents, strict=False):
+        for below, folder in itertools.pairwise(fetched.parents):
             if folder.name == "snapshots":
                 self._revision = below.name
                 return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
@@ -132,11 +131,6 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
             "a process that decodes audio was killed, most often by the system for lack of memory; fewer at a time "
             f"(workers={max(workers // 2, 1)}) need less"
         ) from error
-
-
-def available_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def without_audio(track: Track) -> Track:

@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.latents.format import REJECTED_NAME
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.preprocess.assemble import Assembled, assemble
-from musicgen_train.preprocess.clips import available_cores
 from musicgen_train.preprocess.dry_run import Estimate, as_bytes, estimate, report
 from musicgen_train.preprocess.encode import Encoding
 from musicgen_train.preprocess.encoders import Encoders, load_encoders
@@ -36,6 +35,7 @@ from musicgen_train.preprocess.shards import DamagedShardError, flush_to_disk
 from musicgen_train.preprocess.sources import first, open_source
 from musicgen_train.preprocess.tracks import Source
 from musicgen_train.preprocess.work import WorkFolder, made_here, manifest_digest
+from musicgen_train.provenance.machine import available_cores
 from musicgen_train.provenance.record import write_record
 
 _MOST_WORKERS = 8

@@ -134,13 +134,8 @@ class FolderSource:
         return track
 
 
-class MetadataSource:
-    """An AudioFolder as Hugging Face writes it: `metadata.csv` or `metadata.jsonl` with a column `file_name`.
-
-    Files are named relative to their metadata file. Audio that no metadata file names is no candidate, as there.
-    """
-
-    kind = "audiofolder"
+class _TableSource:
+    """Files that list audio, one entry a row."""
 
     def __init__(self, files: list[Path], root: Path, captions: CaptionSettings) -> None:
         self._files = files
@@ -152,6 +147,15 @@ class MetadataSource:
 
     def check_it_is_there(self) -> None:
         _check_folder(self._root)
+
+
+class MetadataSource(_TableSource):
+    """An AudioFolder as Hugging Face writes it: `metadata.csv` or `metadata.jsonl` with a column `file_name`.
+
+    Files are named relative to their metadata file. Audio that no metadata file names is no candidate, as there.
+    """
+
+    kind = "audiofolder"
 
     def __iter__(self) -> Iterator[Candidate]:
         names = UniqueNames()
@@ -183,24 +187,13 @@ class MetadataSource:
         return Candidate(id=unique, order=order, stamp=stamp, read=read)
 
 
-class ManifestSource:
+class ManifestSource(_TableSource):
     """An audiocraft manifest: `data.jsonl` or `.gz` with `path`, and beside each audio file a `.json` of its own.
 
     A relative path is looked for in the working folder, as audiocraft does, and then beside the manifest.
     """
 
     kind = "audiocraft"
-
-    def __init__(self, files: list[Path], root: Path, captions: CaptionSettings) -> None:
-        self._files = files
-        self._root = root
-        self._captions = captions
-
-    def count(self) -> int:
-        return sum(1 for file in self._files for _ in _rows(file))
-
-    def check_it_is_there(self) -> None:
-        _check_folder(self._root)
 
     def __iter__(self) -> Iterator[Candidate]:
         names = UniqueNames()

@@ -5,6 +5,7 @@ Most of "it trains, but I get noise" is seen here, before an hour of training is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def first_scores(module: MusicgenTraining, data: LatentDataModule, batches: int)
         picked = [found[index] for index in np.linspace(0, len(found) - 1, min(batches, len(found))).astype(int)]
     else:
         loader = data.train_dataloader()
-        picked = [data.train_clips[part] for part, _ in zip(loader.sampler, range(batches), strict=False)]
+        picked = [data.train_clips[part] for part in itertools.islice(loader.sampler, batches)]
     mode = module.training
     module.eval()
     scores = [module.score(batch.to(module.device)).detach() for batch in picked]

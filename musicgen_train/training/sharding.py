@@ -74,7 +74,9 @@ class FullySharded(ModelParallelStrategy):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
         options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
         set_model_state_dict(module, checkpoint["state_dict"], options=options)
-        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        # There are none where weights are only validated.
+        states = checkpoint["optimizer_states"] if self.optimizers else []
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             set_optimizer_state_dict(module, optimizer, _by_name(state, module, optimizer), options=options)
             for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 own.update({name: value for name, value in group.items() if name != "params"})

@@ -27,7 +27,7 @@ def numpy_log_mel(audio: np.ndarray, rate: int, window: int, hop: int, bands: in
     for start in range(0, len(audio) + 1, hop):
         power = np.abs(np.fft.rfft(padded[start : start + window] * hann) / (hann.sum() / 2)) ** 2
         values = []
-        for low, centre, high in zip(edges, edges[1:], edges[2:], strict=False):
+        for low, centre, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
             triangle = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clip(min=0)
             values.append((triangle * power).sum())
         frames.append(values)

@@ -9,6 +9,7 @@ import pytest
 import transformers
 from audio_corpus import SettingsMaker, write_encoders
 
+from musicgen_train.preprocess.encoders import AudioCoder
 from musicgen_train.preprocess.settings import PreprocessSettings
 
 
@@ -46,3 +47,17 @@ def make_settings(tmp_path: Path, encoders_folder: Path) -> SettingsMaker:
         return PreprocessSettings.from_dict(values)
 
     return make
+
+
+@pytest.fixture
+def encoded_clips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clips each call of the codec was given."""
+    calls: list[int] = []
+    encode = AudioCoder.encode
+
+    def counted(coder: AudioCoder, clips: Any, rows: int) -> Any:
+        calls.append(len(clips))
+        return encode(coder, clips, rows)
+
+    monkeypatch.setattr(AudioCoder, "encode", counted)
+    return calls

@@ -78,20 +78,6 @@ def killed_runs() -> Iterator[KilledRuns]:
 
 
 @pytest.fixture
-def encoded_clips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many clips each call of the codec was given."""
-    calls: list[int] = []
-    encode = AudioCoder.encode
-
-    def counted(coder: AudioCoder, clips: Any, rows: int) -> Any:
-        calls.append(len(clips))
-        return encode(coder, clips, rows)
-
-    monkeypatch.setattr(AudioCoder, "encode", counted)
-    return calls
-
-
-@pytest.fixture
 def read_tracks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Tracks whose captions or audio were read: keys are made of those alone."""
     tracks: list[str] = []

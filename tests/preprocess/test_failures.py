@@ -25,20 +25,6 @@ def settings(tmp_path: Path, make_settings: SettingsMaker) -> Callable[..., Any]
     return lambda **given: make_settings(**{"shard_tracks": 2, "batch_seconds": 2.0, **given})
 
 
-@pytest.fixture
-def encoded_clips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many clips each call of the codec was given."""
-    calls: list[int] = []
-    encode = AudioCoder.encode
-
-    def counted(coder: AudioCoder, clips: Any, rows: int) -> Any:
-        calls.append(len(clips))
-        return encode(coder, clips, rows)
-
-    monkeypatch.setattr(AudioCoder, "encode", counted)
-    return calls
-
-
 def whole_shards(output: Path) -> list[Path]:
     return list(work_root(output).glob("*/shards/*"))
 

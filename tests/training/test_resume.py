@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from reliability import differences
 from tiny_run import RunWith
 
 from musicgen_train.training.last_checkpoint import LastCheckpoint
@@ -44,20 +45,6 @@ def checkpoint_of(run: Path) -> dict[str, Any]:
 def numbers_of(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         return [{name: value for name, value in row.items() if name not in TIMED} for row in csv.DictReader(file)]
-
-
-def differences(one: Any, other: Any, at: str = "") -> list[str]:
-    """Where two checkpoints differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        if one.keys() != other.keys():
-            return [f"{at}: {sorted(one.keys() ^ other.keys())}"]
-        return [line for key in one for line in differences(one[key], other[key], f"{at}/{key}")]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [line for number, (a, b) in pairs for line in differences(a, b, f"{at}/{number}")]
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if torch.equal(one, other) else [f"{at}: other numbers"]
-    return [] if one == other else [f"{at}: {one!r} != {other!r}"]
 
 
 @pytest.fixture(scope="module")
