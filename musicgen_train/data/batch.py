@@ -1,17 +1,22 @@
 """A batch of clips, padded to the longest.
 
+Most of what reading costs is not reading but moving: a batch is filled in one process and used in another. So it goes
+there packed, in one block of numbers that are as small as they are on disk.
+
 Axes: B batch, K codebooks, T frames, L text length, D text width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from musicgen_train.models.delay_pattern import training_labels
 from musicgen_train.models.loss import IGNORE
@@ -72,42 +77,111 @@ class Batch:
         """The batch in page-locked memory; the loader asks for it."""
         return self._each(lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: object) -> Self:
-        assert callable(change)
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        tensors: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)
+        }
         return dataclasses.replace(self, **tensors)
 
 
-def collate(examples: Sequence[Example], text_width: int) -> Batch:
+@dataclass
+class PackedBatch:
+    """A batch on its way: what is pickled as this is a `Batch` where it is unpickled."""
+
+    block: np.ndarray
+    """uint8: the states `(B, L, D)` in `states_dtype`, then the codes `(B, K, T)` as int16, padded as in `Batch`. An
+    array goes through a pipe; a tensor would take shared memory, of which containers have little."""
+    states_dtype: torch.dtype
+    text_width: int
+    num_codebooks: int
+    lengths: list[int]
+    """Frames of each clip."""
+    texts: list[int]
+    """Text states of each clip."""
+    step_frames: np.ndarray | None = None
+    index: int = 0
+    clips: tuple[tuple[int, int], ...] = ()
+    dataset: int = 0
+
+    @property
+    def states(self) -> torch.Tensor:
+        """`(B, L, D)`, a view of the block."""
+        # At least one position, so that attention has something to be masked from.
+        shape = (len(self.texts), max(1, *self.texts), self.text_width)
+        return torch.from_numpy(self.block[: self._states_bytes]).view(self.states_dtype).view(shape)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """`(B, K, T)`, a view of the block."""
+        # Of at least one frame, so that a model can run on it.
+        shape = (len(self.lengths), self.num_codebooks, max(1, *self.lengths))
+        return self.block[self._states_bytes :].view(np.int16).reshape(shape)
+
+    @property
+    def _states_bytes(self) -> int:
+        return len(self.texts) * max(1, *self.texts) * self.text_width * self.states_dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """What the block must hold."""
+        return self._states_bytes + 2 * len(self.lengths) * self.num_codebooks * max(1, *self.lengths)
+
+    def unpack(self) -> Batch:
+        """The batch, in memory of its own."""
+        texts_B = torch.tensor(self.texts)
+        states_BLD = self.states
+        return Batch(
+            codes=torch.from_numpy(self.codes).long(),
+            text_states=states_BLD.to(torch.float32, copy=True),
+            text_mask=torch.arange(states_BLD.shape[1]) < texts_B[:, None],
+            frames=torch.tensor(self.lengths),
+            step_frames=None if self.step_frames is None else torch.tensor(self.step_frames, dtype=torch.long),
+            index=self.index,
+            clips=self.clips,
+            dataset=self.dataset,
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
+        return _unpacked, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def _unpacked(*values: Any) -> Batch:
+    return PackedBatch(*values).unpack()
+
+
+def pack(examples: Sequence[Example], text_width: int) -> PackedBatch:
     """Pad clips and texts to the longest of each.
 
     Args:
         examples: at least one; all with the same number of codebooks.
         text_width: D, which a batch of nothing but null conditions does not show.
     """
-    lengths = [example.codes_KT.shape[1] for example in examples]
-    codes = np.full((len(examples), examples[0].codes_KT.shape[0], max(lengths)), IGNORE, dtype=np.int64)
-    texts = [0 if example.states_LD is None else len(example.states_LD) for example in examples]
-    # At least one position, so that attention has something to be masked from.
-    states = torch.zeros((len(examples), max(1, *texts), text_width))
-    mask = torch.zeros(states.shape[:2], dtype=torch.bool)
-    for row, (example, frames, text) in enumerate(zip(examples, lengths, texts, strict=True)):
-        codes[row, :, :frames] = example.codes_KT
-        if example.states_LD is not None:
-            states[row, :text] = example.states_LD
-            mask[row, :text] = True
-    return Batch(
-        codes=torch.from_numpy(codes),
-        text_states=states,
-        text_mask=mask,
-        frames=torch.tensor(lengths, dtype=torch.long),
+    dtypes = {example.states_LD.dtype for example in examples if example.states_LD is not None}
+    packed = PackedBatch(
+        block=np.empty(0, dtype=np.uint8),
+        states_dtype=functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float16,
+        text_width=text_width,
+        num_codebooks=examples[0].codes_KT.shape[0],
+        lengths=[example.codes_KT.shape[1] for example in examples],
+        texts=[0 if example.states_LD is None else len(example.states_LD) for example in examples],
     )
+    packed.block = np.empty(packed.bytes, dtype=np.uint8)
+    states_BLD, codes_BKT = packed.states, packed.codes
+    for row, (example, frames, text) in enumerate(zip(examples, packed.lengths, packed.texts, strict=True)):
+        codes_BKT[row, :, :frames] = example.codes_KT
+        codes_BKT[row, :, frames:] = IGNORE
+        if example.states_LD is not None:
+            states_BLD[row, :text] = example.states_LD
+        states_BLD[row, text:] = 0
+    return packed
 
 
-def nothing(num_codebooks: int, text_width: int) -> Batch:
-    """A batch of one frame of padding: a model can run on it, and there is nothing in it to score."""
-    empty = Example(np.zeros((num_codebooks, 0), dtype=np.int16), None)
-    batch = collate([empty], text_width)
-    batch.codes = batch.codes.new_full((1, num_codebooks, 1), IGNORE)
-    return batch
+def collate(examples: Sequence[Example], text_width: int) -> Batch:
+    """`pack`, for this process."""
+    return pack(examples, text_width).unpack()
+
+
+def delivered(packed: PackedBatch) -> PackedBatch | Batch:
+    """What a loader takes from its dataset: a batch, or what becomes one where it arrives."""
+    return packed.unpack() if get_worker_info() is None else packed

@@ -5,9 +5,7 @@ Axes: K codebooks, T frames, L text length, D text width.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 
 from musicgen_train.latents.format import (
@@ -26,6 +23,7 @@ from musicgen_train.latents.format import (
     unpack_states,
 )
 from musicgen_train.latents.manifest import Manifest
+from musicgen_train.latents.table import MappedTable, OtherColumnsError
 
 _FINGERPRINTED_CLIPS = 32
 
@@ -75,31 +73,32 @@ class LatentDataset:
         Raises:
             ValueError: the row is damaged: its size or a code does not fit the manifest.
         """
-        packed = self._codes[row].as_buffer()
+        packed = self._clips.binary("codes", row)
         codebooks, frames = self.manifest.num_codebooks, int(self.frames[row])
-        if packed.size != 2 * codebooks * frames:
-            raise self._damaged(f"row {row} holds {packed.size} bytes for {codebooks} x {frames} codes")
+        if len(packed) != 2 * codebooks * frames:
+            raise self._damaged(f"row {row} holds {len(packed)} bytes for {codebooks} x {frames} codes")
         codes_KT = unpack_codes(packed, codebooks)
-        if codes_KT.size and not 0 <= int(codes_KT.min()) <= int(codes_KT.max()) < self.manifest.codebook_size:
+        # Without a sign, codes below 0 are above all others: one look finds both.
+        if codes_KT.size and int(codes_KT.view("<u2").max()) >= self.manifest.codebook_size:
             raise self._damaged(f"row {row} has codes from {codes_KT.min()} to {codes_KT.max()}")
         return Clip(
             codes_KT=codes_KT,
-            captions=self._captions[row].as_py(),
-            track=self._tracks[row].as_py(),
-            start_seconds=self._starts[row].as_py(),
+            captions=self._clips.integers("captions", row),
+            track=self._clips.text("track", row),
+            start_seconds=self._clips.real("start_seconds", row),
         )
 
     def states(self, caption: int) -> torch.Tensor:
         """Text states of a caption, `(L, D)` in the manifest's dtype."""
-        length = self._caption_lengths[caption].as_py()
-        states = unpack_states(self._states[caption].as_buffer(), length, self.manifest.states_dtype)
+        length = self._texts.integer("length", caption)
+        states = unpack_states(self._texts.binary("states", caption), length, self.manifest.states_dtype)
         if states.shape[1] != self.manifest.text_width:
             raise self._damaged(f"caption {caption} has states {list(states.shape)}")
         return states
 
     def caption(self, caption: int) -> str:
         """The text of a caption."""
-        return self._texts[caption].as_py()
+        return self._texts.text("text", caption)
 
     @property
     def seconds(self) -> float:
@@ -131,30 +130,25 @@ class LatentDataset:
         return digest.hexdigest()
 
     def _open(self) -> None:
-        clips = self._table(self.split, CLIP_FEATURES)
-        captions = self._table(CAPTIONS_FOLDER, CAPTION_FEATURES)
+        self._clips = self._table(self.split, CLIP_FEATURES)
+        self._texts = self._table(CAPTIONS_FOLDER, CAPTION_FEATURES)
         # Lengths alone are kept in memory: what to draw next depends on them.
-        self.frames: np.ndarray = clips.column("frames").to_numpy()
-        self._codes, self._captions = _Column(clips, "codes"), _Column(clips, "captions")
-        self._tracks, self._starts = _Column(clips, "track"), _Column(clips, "start_seconds")
-        self._texts, self._states = _Column(captions, "text"), _Column(captions, "states")
-        self._caption_lengths = _Column(captions, "length")
+        self.frames: np.ndarray = self._clips.numbers("frames")
         for what, held, stated in (
-            (self.split, len(self.frames), self.manifest.splits[self.split].clips),
-            (CAPTIONS_FOLDER, captions.num_rows, self.manifest.captions),
+            (self.split, len(self._clips), self.manifest.splits[self.split].clips),
+            (CAPTIONS_FOLDER, len(self._texts), self.manifest.captions),
         ):
             if held != stated:
                 raise self._damaged(f"{what}/ holds {held} rows, its manifest says {stated}")
 
-    def _table(self, name: str, features: datasets.Features) -> pa.Table:
+    def _table(self, name: str, features: datasets.Features) -> MappedTable:
         try:
-            opened = datasets.load_from_disk(str(self.folder / name))
-        # Whatever pyarrow and datasets raise for files that are missing, cut short or of another kind.
+            return MappedTable(self.folder / name, features)
+        except OtherColumnsError as error:
+            raise self._damaged(f"{name}/ {error}") from error
+        # Whatever files do that are missing, cut short or of another kind.
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}/ cannot be read ({type(error).__name__}: {_first_line(error)})") from error
-        if not isinstance(opened, datasets.Dataset) or opened.features != features:
-            raise self._damaged(f"{name}/ has other columns than {', '.join(features)}")
-        return opened.data.table
 
     def _damaged(self, how: str) -> ValueError:
         return ValueError(f"the latent dataset {self.folder} is damaged: {how}. Preprocess again")
@@ -165,20 +159,6 @@ class LatentDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
-
-
-class _Column:
-    """A column of a memory-mapped table, by row; nothing is copied but the value asked for."""
-
-    def __init__(self, table: pa.Table, name: str) -> None:
-        self._chunks = table.column(name).chunks
-        self._starts = list(itertools.accumulate((len(chunk) for chunk in self._chunks), initial=0))
-
-    def __getitem__(self, row: int) -> Any:
-        if not 0 <= row < self._starts[-1]:
-            raise IndexError(f"row {row} of {self._starts[-1]}")
-        chunk = bisect.bisect_right(self._starts, row) - 1
-        return self._chunks[chunk][row - self._starts[chunk]]
 
 
 def _first_line(error: BaseException) -> str:

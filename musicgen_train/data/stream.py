@@ -205,7 +205,7 @@ class _Plan:
         steps = np.repeat(np.arange(_WINDOW_STEPS), np.diff(drawn))
         positions = self._positions(dataset, np.arange(drawn[0], drawn[-1]))
         rows, epochs = self.rows.at(dataset, positions)
-        lengths = self.rows.frames[dataset][rows]
+        lengths = self.rows.frames[dataset][rows].astype(np.int64)
         part = positions * _PARTS_OF_PASS // len(self.rows.frames[dataset])
         # Two orders within the same parts of passes: of the places by the rank of their step, of the clips by length.
         # Sorting is stable, so clips of one length stay in random order.
@@ -240,7 +240,7 @@ class _ShuffledRows:
     """
 
     def __init__(self, frames: Sequence[np.ndarray], seed: int) -> None:
-        self.frames = [np.asarray(lengths, dtype=np.int64) for lengths in frames]
+        self.frames = frames
         self._seed = seed
         # Two of each: what is looked at around the border of two passes.
         self._order = functools.lru_cache(maxsize=2 * len(frames))(self._shuffled)
@@ -254,7 +254,8 @@ class _ShuffledRows:
         return rows, epochs
 
     def _shuffled(self, dataset: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, _ORDER, dataset, epoch]).permutation(len(self.frames[dataset]))
+        order = np.random.default_rng([self._seed, _ORDER, dataset, epoch]).permutation(len(self.frames[dataset]))
+        return order.astype(np.int32)  # the two that are kept are most of what a run has in memory of its data
 
 
 class MicroBatchSampler(Sampler[MicroBatch]):
