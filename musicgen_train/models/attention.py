@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from musicgen_train.models.kv_cache import KeysValues
+from musicgen_train.models.products import Linear, computed_in
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class MusicgenAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def keys_values(self, states_BLD: torch.Tensor) -> KeysValues:
         """Keys and values of some states, each `(batch, heads, length, head_width)`."""
@@ -77,9 +79,7 @@ class MusicgenAttention(nn.Module):
                 weights_BNSL = weights_BNSL * head_mask_N[:, None, None]
             mixed_BNSH = weights_BNSL @ values_BNLH
         else:
-            mixed_BNSH = F.scaled_dot_product_attention(
-                queries_BNSH, keys_BNLH, values_BNLH, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal
-            )
+            mixed_BNSH = attend(queries_BNSH, keys_BNLH, values_BNLH, mask, dropout)
             if head_mask_N is not None:
                 # Scaling a head's weights scales its output.
                 mixed_BNSH = mixed_BNSH * head_mask_N[:, None, None]
@@ -88,6 +88,35 @@ class MusicgenAttention(nn.Module):
 
     def _split_heads(self, states_BLD: torch.Tensor) -> torch.Tensor:
         return states_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, L, H)
+
+
+def attend(
+    queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
+) -> torch.Tensor:
+    """The values mixed by attention, fused: `(batch, heads, queries, head_width)`."""
+    dtype = queries_BNSH.dtype
+    if computed_in(dtype, queries_BNSH.device) == dtype:
+        return _fused_attention(queries_BNSH, keys_BNLH, values_BNLH, mask, dropout)
+
+    def in_float32(*rounded: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            queries, keys, values = (states.float() for states in rounded)
+            return _fused_attention(queries, keys, values, mask, dropout).to(dtype)
+
+    states = (queries_BNSH, keys_BNLH, values_BNLH)
+    if not any(each.requires_grad for each in states):
+        return in_float32(*states)
+    # Done again in the backward pass, which then needs none of the float32 copies.
+    mixed: torch.Tensor = checkpoint(in_float32, *states, use_reentrant=False)
+    return mixed
+
+
+def _fused_attention(
+    queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
+) -> torch.Tensor:
+    return F.scaled_dot_product_attention(
+        queries_BNSH, keys_BNLH, values_BNLH, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal
+    )
 
 
 def attention_weights(queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, mask: AttentionMask) -> torch.Tensor:

@@ -8,7 +8,6 @@ Axes: B batch, K codebooks, S steps (delayed columns), L text length, D width, V
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,9 +29,11 @@ from musicgen_train.models.delay_pattern import codebook_delays
 from musicgen_train.models.generation import StoppingCriterion, Streamer, generate_codes
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.loss import IGNORE, codebook_cross_entropy, mean_over_codebooks
-from musicgen_train.models.outputs import CausalLMOutput, DecoderOutput, GenerateOutput, as_requested
+from musicgen_train.models.loss import IGNORE, mean_over_codebooks, score_heads
+from musicgen_train.models.outputs import CausalLMOutput, DecoderOutput, GenerateOutput, ScoredOutput, as_requested
+from musicgen_train.models.positions import sinusoidal_positions
 from musicgen_train.models.pretrained import PretrainedModel
+from musicgen_train.models.products import Linear, product_dtype, rounded
 
 PastKeysValues = KVCache | Sequence[Sequence[torch.Tensor]]
 
@@ -52,7 +53,7 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
         super().__init__(config)
         self.model = MusicgenModel(config)
         self.lm_heads = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(config.num_codebooks)
+            Linear(config.hidden_size, config.vocab_size) for _ in range(config.num_codebooks)
         )
         _initialize(self.lm_heads, config.initializer_factor)
         self.generation_config = GenerationConfig.for_decoder(config)
@@ -89,7 +90,8 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
         """Predict the next code of every codebook at every step.
 
         Give `labels` alone to train: they are shifted by one here. With `input_ids` or `inputs_embeds` beside them
-        nothing is shifted, and the logits of the last steps are scored against the labels as they stand.
+        nothing is shifted, and the logits of the last steps are scored against the labels as they stand. The loss needs
+        no logits at hand (`loss.score_heads`): with labels, `logits` are made when they are first looked at.
 
         Args:
             input_ids: int64 `(batch * num_codebooks, steps)` or `(batch, num_codebooks, steps)`, delayed, starting with
@@ -134,25 +136,30 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits_BSV = [head(outputs.last_hidden_state) for head in self.lm_heads]
-
-        loss = codebook_losses = counts = None
-        if labels is not None:
-            scored = [logits[:, -labels.shape[1] :] for logits in logits_BSV]
-            sums, counts = codebook_cross_entropy(scored, labels, config.pad_token_id)
-            loss = mean_over_codebooks(sums, counts)
-            codebook_losses = (sums / counts).detach()
-        output = CausalLMOutput(
-            loss=loss,
-            logits=torch.stack(logits_BSV, dim=1).flatten(0, 1),  # (B * K, S, V)
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-            codebook_losses=codebook_losses,
-            codebook_counts=counts,
+        hidden_BSD = outputs.last_hidden_state
+        beside = {
+            name: getattr(outputs, name)
+            for name in ("past_key_values", "hidden_states", "attentions", "cross_attentions")
+        }
+        if labels is None:
+            return as_requested(CausalLMOutput(logits=self._logits(hidden_BSD), **beside), return_dict)
+        scores = score_heads(hidden_BSD[:, -labels.shape[1] :], self.lm_heads, labels, config.pad_token_id)
+        output = ScoredOutput(
+            functools.partial(self._logits_as_of, hidden_BSD, torch.is_grad_enabled(), product_dtype(hidden_BSD)),
+            loss=mean_over_codebooks(scores.sums_K, scores.counts_K),
+            codebook_losses=(scores.sums_K / scores.counts_K).detach(),
+            codebook_counts=scores.counts_K,
+            **beside,
         )
         return as_requested(output, return_dict)
+
+    def _logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        return torch.stack([head(hidden_BSD) for head in self.lm_heads], dim=1).flatten(0, 1)  # (B * K, S, V)
+
+    def _logits_as_of(self, hidden_BSD: torch.Tensor, grad: bool, dtype: torch.dtype) -> torch.Tensor:
+        device = hidden_BSD.device.type
+        with torch.set_grad_enabled(grad), torch.autocast(device, dtype, enabled=dtype != hidden_BSD.dtype):
+            return self._logits(hidden_BSD)
 
     @torch.no_grad()
     def generate(
@@ -375,6 +382,8 @@ class MusicgenDecoder(nn.Module):
         if cache is not None and cache.cross(0) is not None:
             text_states = None
         text_states = self._prepare_text(text_states, text_mask, batch, embeddings_BSD.dtype)
+        if text_states is not None:
+            text_states = rounded(text_states)
         cross_mask = cross_attention_mask(text_mask)
 
         positions_SD = sinusoidal_positions(past, steps, self.config.hidden_size, embeddings_BSD.device)
@@ -461,8 +470,8 @@ class MusicgenDecoderLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.encoder_attn = MusicgenAttention(width, config.num_attention_heads, config.attention_dropout)
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, config.ffn_dim, bias=False)
-        self.fc2 = nn.Linear(config.ffn_dim, width, bias=False)
+        self.fc1 = Linear(width, config.ffn_dim)
+        self.fc2 = Linear(config.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(
@@ -478,7 +487,7 @@ class MusicgenDecoderLayer(nn.Module):
         need_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The new states, and on request the weights of self- and cross-attention."""
-        normed_BSD = self.self_attn_layer_norm(hidden_BSD)
+        normed_BSD = rounded(self.self_attn_layer_norm(hidden_BSD))
         keys_values = self.self_attn.keys_values(normed_BSD)
         if cache is not None:
             keys_values = cache.append(index, *keys_values)
@@ -518,22 +527,6 @@ class MusicgenDecoderLayer(nn.Module):
 
     def _dropout(self, states: torch.Tensor) -> torch.Tensor:
         return F.dropout(states, self.config.dropout, self.training)
-
-
-def sinusoidal_positions(first: int, steps: int, width: int, device: torch.device) -> torch.Tensor:
-    """Position embeddings as audiocraft and the hub have them: cosines, then sines (Vaswani et al. 2017, 3.5).
-
-    Frequency i of `half = width // 2` is `exp(-log(10000) * i / (half - 1))`. Always float32: in half precision the
-    angles of late positions would be wrong by up to 2.
-
-    Returns:
-        float32 `(steps, width)` for positions `first` to `first + steps - 1`.
-    """
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000) / (half - 1)))
-    angles = torch.arange(first, first + steps, device=device).float()[:, None] * frequencies
-    table = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return F.pad(table, (0, width % 2))
 
 
 def split_codebooks(ids: torch.Tensor, num_codebooks: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,24 @@ class CausalLMOutput(ModelOutput):
     """Each codebook's mean cross-entropy in nats, float32 `(num_codebooks,)`, detached; NaN for one without labels."""
     codebook_counts: torch.Tensor | None = None
     """How many labels each of those means is over, int64 `(num_codebooks,)`."""
+
+
+class ScoredOutput(CausalLMOutput):
+    """Of the decoder with heads and labels, whose loss needs no logits: they are made when first looked at.
+
+    Args:
+        make_logits: called once at most.
+        values: the other fields.
+    """
+
+    def __init__(self, make_logits: Callable[[], torch.Tensor], **values: Any) -> None:
+        super().__init__(**values)
+        self._make_logits = make_logits
+        del self.logits  # the field's default, which is in the way of the property
+
+    @functools.cached_property
+    def logits(self) -> torch.Tensor:  # type: ignore[override]
+        return self._make_logits()
 
 
 @dataclass

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from musicgen_train.models.config import MusicgenDecoderConfig
+from musicgen_train.models.loss import rows_at_once
+from musicgen_train.models.products import computed_in
 from musicgen_train.training.adapters import AdapterRecord
 
 GIB = 2**30
@@ -35,10 +37,8 @@ _PRODUCTS = {
     "fc1": "normed for feed-forward",
     "fc2": "activated",
 }
-# These are kept in any case: the results of attention for its own backward pass, the text once for all layers.
-_KEPT_ANYWAY = {"self-attended", "cross-attended", "text"}
-# And these need no rounding under autocast, being results of products and of attention themselves.
-_ROUNDED = {"self-attended", "cross-attended"}
+# Kept by attention for its own backward pass, unless that does it again.
+_ATTENDED = {"self-attended", "cross-attended"}
 
 # Captions are rarely longer, and a few positions hardly matter.
 _TEXT_LENGTH = 64
@@ -71,7 +71,13 @@ class Step:
     @property
     def product_size(self) -> int:
         """Bytes of a number in matrix products."""
-        return 4 if self.precision.startswith("32") else 2
+        return self.product_dtype.itemsize
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What the operands of matrix products are rounded to."""
+        halves = {"bf16": torch.bfloat16, "16": torch.float16}
+        return halves.get(self.precision.partition("-")[0], torch.float32)
 
     @property
     def rounds(self) -> bool:
@@ -180,26 +186,29 @@ class ModelMemory:
         return self._optimizer_bytes[dtype]
 
     def activations(self, step: Step) -> int:
-        """What the backward pass needs at its fullest: at its beginning, when the logits are there too, or with
-        checkpointing, in a layer that is computed again."""
+        """What the backward pass needs at its fullest: at its beginning, when the heads are scored or their gradients
+        passed on, or with checkpointing, in a layer that is computed again."""
         config, layers = self._config, self._layers_with_gradients()
         positions = step.clips * step.frames
-        logits = positions * config.num_codebooks * config.vocab_size * step.product_size
         copies = step.product_size * sum(
             product.numel
-            for product in [*(product for layer in layers for product in layer), *self._heads]
+            for layer in layers
+            for product in layer
             # Under checkpointing a copy outlives its layer where autocast keeps it, which it does of trained weights.
-            if step.rounds and (product.trained or not step.checkpointing)
+            if step.rounds and self._is_native(step) and (product.trained or not step.checkpointing)
         )
-        beginning = self._saved_by_heads(step) + logits + copies
+        beginning = self._saved_by_heads(step) + self._scoring(step) + copies
         saved = [self._saved_by_layer(step, layer) for layer in layers]
         if not step.checkpointing:
             return self._saved_once(step) + sum(saved) + beginning
         inputs = len(layers) * positions * config.hidden_size * step.weight_dtype.itemsize
+        if not self._is_native(step):
+            # And attention once more in it: its queries, keys, values and results in float32, and their gradients.
+            saved = [size + 2 * 4 * positions * config.hidden_size * 4 for size in saved]
         return self._saved_once(step) + inputs + max([beginning, *saved])
 
     def saved_bytes(self, step: Step) -> int:
-        """What the backward pass keeps without checkpointing, but for weights and their copies."""
+        """What the backward pass keeps without checkpointing, but for weights, their copies and their gradients."""
         layers = sum(self._saved_by_layer(step, layer) for layer in self._layers_with_gradients())
         return self._saved_once(step) + layers + self._saved_by_heads(step)
 
@@ -214,16 +223,19 @@ class ModelMemory:
 
     def _saved_by_layer(self, step: Step, products: list[_Product]) -> int:
         """Of each position: the inputs of three norms; queries, keys, values and results of two attentions, with the
-        logarithms of their sums; the feed-forward before its activation; and of the inputs of matrix products what
-        training their weights needs. Of each position of the text: keys and values."""
+        logarithms of their sums (of attention that is done again, neither); the feed-forward before its activation; and
+        of the inputs of matrix products what training their weights needs. Of each position of the text: keys and
+        values."""
         config, size = self._config, step.product_size
         width = config.hidden_size
         positions, text = step.clips * step.frames, step.clips * step.text_length
         norms = 3 * (width * step.weight_dtype.itemsize + _STATISTICS)
-        attentions = (4 + 2) * width * size + 2 * config.num_attention_heads * 4
+        attentions = (3 + 1) * width * size
+        if self._is_native(step):
+            attentions += 2 * (width * size + config.num_attention_heads * 4)
         dropped = 3 * width * self._dropout_mask(size) if config.dropout else 0
         saved = positions * (norms + attentions + config.ffn_dim * size + dropped) + text * 2 * width * size
-        shared = set(_KEPT_ANYWAY)
+        shared = {"text"} | (_ATTENDED if self._is_native(step) else set())  # the text once for all layers
         for product in products:
             rows = text if product.takes == "text" else positions
             saved += rows * self._kept_by(product, step, shared)
@@ -235,8 +247,8 @@ class ModelMemory:
         kept = 0
         if adapter is not None and product.adapted and adapter.dropout:
             kept += product.inputs * (size + self._dropout_mask(step.weight_dtype.itemsize))
-        elif step.rounds and (product.adapted or (product.trained and product.takes not in _ROUNDED)):
-            # Autocast rounds a float32 input anew for each product.
+        elif step.rounds and product.adapted:
+            # An adapter takes its input in float32, which autocast rounds anew.
             kept += product.inputs * size
         elif (product.trained or product.adapted) and product.takes not in shared:
             shared.add(product.takes)
@@ -251,21 +263,50 @@ class ModelMemory:
         return 1 if self._device.type == "cuda" else size
 
     def _saved_by_heads(self, step: Step) -> int:
-        """The last norm, the inputs of heads, and the logarithm of the softmax in float32 with the labels."""
+        """The last norm; of plain heads the gradients of each one's sum by the states; of heads with an adapter their
+        inputs, and the logarithm of the softmax in float32 with the labels."""
         config = self._config
-        softmax = config.num_codebooks * (config.vocab_size * 4 + _INDEX)
-        norm = config.hidden_size * step.weight_dtype.itemsize + _STATISTICS
-        shared: set[str] = set()
-        inputs = sum(self._kept_by(head, step, shared) for head in self._heads)
-        return step.clips * step.frames * (norm + inputs + softmax)
+        kept = 0
+        if any(not name.startswith("decoder.lm_heads.") for name in self._trained):
+            kept += config.hidden_size * step.weight_dtype.itemsize + _STATISTICS
+            kept += 0 if self._heads_are_called() else len(self._heads) * config.hidden_size * step.product_size
+        if self._heads_are_called():
+            shared: set[str] = set()
+            kept += sum(self._kept_by(head, step, shared) + config.vocab_size * 4 + _INDEX for head in self._heads)
+        return step.clips * step.frames * kept
+
+    def _scoring(self, step: Step) -> int:
+        """Beside that, the gradients of the heads' weights, and the larger of: the logits that are there at once with
+        their softmax, and what becomes of the gradients when they are passed on. Of heads with an adapter, all logits.
+        """
+        config = self._config
+        positions = step.clips * step.frames
+        if self._heads_are_called():
+            copies = sum(head.numel for head in self._heads) * step.product_size if step.rounds else 0
+            return positions * len(self._heads) * config.vocab_size * step.product_size + copies
+        weights = step.weight_dtype.itemsize * sum(head.numel for head in self._heads if head.trained)
+        rows = min(positions, rows_at_once(config.vocab_size, self._device))
+        exact = 2 * 4 + (2 * step.product_size if step.rounds else 0)
+        scored = rows * config.vocab_size * exact
+        passed_on = positions * config.hidden_size * 4 + weights
+        return weights + max(scored, passed_on)
+
+    def _heads_are_called(self) -> bool:
+        return any(head.adapted for head in self._heads)
+
+    def _is_native(self, step: Step) -> bool:
+        """Whether the device multiplies in the precision asked for: see `models.products`."""
+        return computed_in(step.product_dtype, self._device) == step.product_dtype
 
     def _saved_once(self, step: Step) -> int:
         """Codes to embed, dropout of the embeddings, and the states of the text."""
-        config, size = self._config, step.weight_dtype.itemsize
+        if not self._layers_with_gradients():
+            return 0
+        config = self._config
         embedded = config.num_codebooks * _INDEX
         if config.dropout:
-            embedded += config.hidden_size * self._dropout_mask(size)
-        return step.clips * (step.frames * embedded + step.text_length * config.hidden_size * size)
+            embedded += config.hidden_size * self._dropout_mask(step.weight_dtype.itemsize)
+        return step.clips * (step.frames * embedded + step.text_length * config.hidden_size * step.product_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 
 from musicgen_train.models.decoder import MusicgenForCausalLM, shift_labels
-from musicgen_train.models.loss import IGNORE, codebook_cross_entropy, mean_over_codebooks
+from musicgen_train.models.loss import mean_over_codebooks, score_heads
 
 
 @dataclass
@@ -63,8 +63,6 @@ def score(
 ) -> Scores:
     """Cross-entropy of the decoder's next-code predictions, and how often the likeliest is right.
 
-    The logits of the codebooks are never stacked: they are the largest tensors of a training step.
-
     Args:
         decoder: in train or eval mode, as the caller has it.
         labels_BTK: see `Batch.labels`.
@@ -78,16 +76,7 @@ def score(
         encoder_attention_mask=text_mask_BL,
         use_cache=False,
     ).last_hidden_state
-    logits_BTV = [head(hidden) for head in decoder.lm_heads]
-    sums_K, counts_K = codebook_cross_entropy(logits_BTV, labels_BTK, pad)
-    return Scores(sums_K, counts_K, _correct(logits_BTV, labels_BTK, pad))
-
-
-@torch.no_grad()
-def _correct(logits_BTV: Sequence[torch.Tensor], labels_BTK: torch.Tensor, pad: int) -> torch.Tensor:
-    scored_BTK = (labels_BTK != IGNORE) & (labels_BTK != pad)
-    hits = [logits.argmax(dim=-1) == labels for logits, labels in zip(logits_BTV, labels_BTK.unbind(-1), strict=True)]
-    return (torch.stack(hits, dim=-1) & scored_BTK).sum(dim=(0, 1))
+    return Scores(*score_heads(hidden, decoder.lm_heads, labels_BTK, pad))
 
 
 def counts_of(frames: torch.Tensor, delays: Sequence[int]) -> torch.Tensor:

@@ -1,0 +1,77 @@
+"""Matrix products in half precision, also where the processor has no instructions for them.
+
+torch multiplies bfloat16 through oneDNN where that has kernels for the processor. On other CPUs, such as those with
+AVX2 alone, it falls back to plain loops, which are up to a hundred times as slow as float32. There, operands are
+rounded as asked and multiplied in float32, which rounds no more than real half-precision products do.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What a matrix product rounds its operands to: the dtype that autocast asks for, or the tensor's own."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """What several products take, rounded once: autocast would make, and the backward pass keep, a copy for each."""
+    return tensor.to(product_dtype(tensor))
+
+
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which products of operands rounded to `dtype` are fast: float32, or `dtype` itself."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and not _cpu_multiplies_bfloat16():
+        return torch.float32
+    return dtype
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    # What torch itself asks before it takes oneDNN rather than loops.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias, fast in bfloat16 on any CPU. Its results have the dtype of `nn.Linear`'s."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        dtype = product_dtype(states)
+        if computed_in(dtype, states.device) != dtype:
+            result: torch.Tensor = _RoundedProduct.apply(states, self.weight, dtype)
+            return result
+        return F.linear(states, self.weight)
+
+
+class _RoundedProduct(torch.autograd.Function):
+    """states @ weight.T in float32, of operands rounded to `dtype`; the rounded states are what is kept of them."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        kept = states.to(dtype)
+        ctx.save_for_backward(kept if ctx.needs_input_grad[1] else None, weight_OI)
+        ctx.states_dtype, ctx.dtype = states.dtype, dtype
+        return (kept.float() @ weight_OI.to(dtype).float().T).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        kept, weight_OI = ctx.saved_tensors
+        grad = grads[0].float()
+        grad_states = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_states = (grad @ weight_OI.to(ctx.dtype).float()).to(ctx.states_dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad.flatten(0, -2).T @ kept.flatten(0, -2).float()).to(weight_OI.dtype)
+        return grad_states, grad_weight, None

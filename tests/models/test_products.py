@@ -1,0 +1,89 @@
+"""Products in half precision against torch's own, on CPUs with and without the instructions for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from musicgen_train.models import products
+from musicgen_train.models.attention import AttentionMask, attend
+from musicgen_train.models.products import Linear
+
+
+@pytest.fixture(params=[False, True], ids=["loops", "instructions"])
+def has_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the processor counts as one that multiplies in bfloat16; torch does what it can either way."""
+    monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: request.param)
+    return bool(request.param)
+
+
+def gradients(result: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    return torch.autograd.grad((result.float() * torch.randn(result.shape)).sum(), inputs)
+
+
+@pytest.mark.usefixtures("has_bfloat16")
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "bfloat16 weights"])
+def test_a_linear_layer_equals_torchs(mixed: bool) -> None:
+    torch.manual_seed(0)
+    dtype = torch.float32 if mixed else torch.bfloat16
+    states = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
+    ours = Linear(24, 40).to(dtype)
+    theirs = nn.Linear(24, 40, bias=False, dtype=dtype)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found, expected = ours(states), theirs(states)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    found_gradients = gradients(found, states, ours.weight)
+    for ours_gradient, gradient in zip(found_gradients, gradients(expected, states, theirs.weight), strict=True):
+        assert ours_gradient.dtype == gradient.dtype == dtype
+        assert_close(ours_gradient, gradient, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.usefixtures("has_bfloat16")
+@pytest.mark.parametrize("mask", [AttentionMask(causal=True), AttentionMask(allowed=torch.ones(7, 7).tril().bool())])
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "bfloat16 weights"])
+def test_attention_equals_float32_of_the_same_numbers(mask: AttentionMask, mixed: bool) -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(2, 3, 7, 8).bfloat16().requires_grad_() for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = attend(*states, mask, 0.0)
+    expected = F.scaled_dot_product_attention(*(each.float() for each in states), is_causal=True)
+    assert found.dtype == torch.bfloat16
+    assert_close(found.float(), expected, rtol=2e-2, atol=1e-2)
+    for ours, theirs in zip(gradients(found, *states), gradients(expected, *states), strict=True):
+        assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
+def test_dropout_of_attention_falls_alike_when_done_again(has_bfloat16: bool) -> None:
+    # With ones as values, the gradient by them sums up exactly the weights that were kept.
+    torch.manual_seed(0)
+    queries, keys = (torch.randn(1, 1, 6, 8).bfloat16().requires_grad_() for _ in range(2))
+    values = torch.ones(1, 1, 6, 8).bfloat16().requires_grad_()
+    found = attend(queries, keys, values, AttentionMask(causal=True), 0.5)
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert_close(gradient.float().sum(), found.float().sum(), rtol=2e-2, atol=0)
+
+
+def test_other_precisions_are_left_alone(has_bfloat16: bool) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        assert products.computed_in(dtype, cpu) == dtype
+    assert products.computed_in(torch.bfloat16, cpu) == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert products.computed_in(torch.bfloat16, gpu) == torch.bfloat16
+
+
+def test_frozen_weights_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
+    layer, states = Linear(24, 40).requires_grad_(False), torch.randn(5, 24, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(kept.append, lambda none: none),
+        torch.autocast("cpu", torch.bfloat16),
+    ):  # type: ignore[arg-type]
+        layer(states)
+    assert [tensor.shape for tensor in kept] == [layer.weight.shape]
