@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_step
 from musicgen_train.models.delay_pattern import FREE, generation_template, undo_delay
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
@@ -28,6 +29,9 @@ bool tensor `(batch,)` stops those rows. Frames of a row after its stop are not 
 Streamer: TypeAlias = Callable[[torch.Tensor], None]
 """Gets codes as they come, `(batch, codebooks, new frames)` on the model's device, the prompt's first. Put together
 they are the result."""
+
+# Arranging the weights takes about as long as five steps with them save.
+_STEPS_WORTH_ARRANGING = 6
 
 
 @dataclass
@@ -73,12 +77,16 @@ def generate_codes(
     codes_BKT = prompt_codes.to(model.device).repeat_interleave(repeats, dim=0)
     _check_generators(generator, len(codes_BKT), model.device)
 
+    guided = settings.guidance_scale is not None and settings.guidance_scale > 1 and text.states is not None
     progress = _Progress(codes_BKT, frames, _as_list(stopping_criteria), streamer)
     was_training = model.training
     model.eval()
     try:
+        weights = None
+        if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING and can_step(model):
+            weights = StepWeights(model, rows=len(codes_BKT) * (2 if guided else 1))
         while not progress.done:
-            _generate_window(model, settings, text, progress, generator)
+            _generate_window(model, settings, text, guided, weights, progress, generator)
     finally:
         model.train(was_training)
     return progress.codes, progress.lengths
@@ -135,6 +143,8 @@ def _generate_window(
     model: MusicgenForCausalLM,
     settings: GenerationConfig,
     text: _Text,
+    guided: bool,
+    weights: StepWeights | None,
     progress: _Progress,
     generator: Generators,
 ) -> None:
@@ -148,40 +158,65 @@ def _generate_window(
     frames = min(window, progress.frames - first_frame)
     template_BKS = generation_template(context_BKP, model.delays, frames, model.config.bos_token_id)
 
-    guided = settings.guidance_scale is not None and settings.guidance_scale > 1 and text.states is not None
-    condition = _with_null_rows(text) if guided else text
     steps = template_BKS.shape[-1]
-    cache = KVCache(model.config.num_hidden_layers, capacity=steps - 1)
-    sequence_BKS = template_BKS.clone()
-
     start = 1 + context_BKP.shape[-1]
+    # Most columns are predicted whole; the others hold codes of the prompt, or of the pattern's two triangles.
+    partly_known = (template_BKS != FREE).flatten(0, 1).any(dim=0).tolist()
+    sequence_BKS = template_BKS.clone()
+    logits_of = _Logits(model, weights, text, guided, steps)
     new_ids_BKS = sequence_BKS[..., :start]
     for step in range(start, steps):
-        logits_BKV = _next_logits(model, new_ids_BKS.repeat(2, 1, 1) if guided else new_ids_BKS, condition, cache)
+        logits_BKV = logits_of(new_ids_BKS)
         if guided:
             assert settings.guidance_scale is not None
             logits_BKV = guide(logits_BKV, settings.guidance_scale)
         chosen_BK = pick(logits_BKV, settings, generator)
-        known_BK = template_BKS[..., step]
-        sequence_BKS[..., step] = torch.where(known_BK == FREE, chosen_BK, known_BK)
-        new_ids_BKS = sequence_BKS[..., step : step + 1]
+        if partly_known[step]:
+            known_BK = template_BKS[..., step]
+            chosen_BK = torch.where(known_BK == FREE, chosen_BK, known_BK)
+        sequence_BKS[..., step] = chosen_BK
+        new_ids_BKS = chosen_BK[..., None]
 
         finished = step - max(model.delays)  # frames of this window whose last codebook is known
-        if finished > context_BKP.shape[-1]:
+        if progress.is_watched and finished > context_BKP.shape[-1]:
             newest = sequence_BKS[..., finished : step + 1]  # the columns that hold the newest frame, delayed
             progress.add(undo_delay(newest, model.delays))
             if progress.done:
                 break
+    if not progress.is_watched:
+        progress.add(undo_delay(sequence_BKS[..., start:], model.delays))
     progress.windows += 1
 
 
-def _next_logits(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: _Text, cache: KVCache) -> torch.Tensor:
-    """Logits after the last of some new steps, float32 `(batch, codebooks, vocab_size)`."""
-    decoder = model.model.decoder
-    embeddings = decoder.embed(ids_BKS)
-    hidden_BSD = decoder(embeddings, text_states=text.states, text_mask=text.mask, cache=cache).last_hidden_state
-    last_BD = hidden_BSD[:, -1]
-    return torch.stack([head(last_BD) for head in model.lm_heads], dim=1).float()
+class _Logits:
+    """Logits after the newest columns of a window, float32 `(rows, codebooks, vocab_size)`, the null rows included.
+
+    The first columns go through the model's forward pass, which fills the cache with them and the text. The others
+    come one by one, through a `DecodeStep` where there are weights for it.
+    """
+
+    def __init__(
+        self, model: MusicgenForCausalLM, weights: StepWeights | None, text: _Text, guided: bool, steps: int
+    ) -> None:
+        self._model = model
+        self._weights = weights
+        self._text = text
+        self._guided = guided
+        self._steps = steps
+        self._cache = KVCache(model.config.num_hidden_layers, capacity=steps - 1)
+        self._decode_step: DecodeStep | None = None
+
+    def __call__(self, ids_BKS: torch.Tensor) -> torch.Tensor:
+        if self._decode_step is not None:
+            return self._decode_step(ids_BKS[..., 0])
+        text = _with_null_rows(self._text) if self._guided else self._text
+        decoder = self._model.model.decoder
+        embeddings = decoder.embed(ids_BKS.repeat(2, 1, 1) if self._guided else ids_BKS)
+        output = decoder(embeddings, text_states=text.states, text_mask=text.mask, cache=self._cache)
+        last_BD = output.last_hidden_state[:, -1]
+        if self._weights is not None:
+            self._decode_step = DecodeStep(self._weights, self._cache, self._steps, self._text.mask, self._guided)
+        return torch.stack([head(last_BD) for head in self._model.lm_heads], dim=1).float()
 
 
 class _Progress:
@@ -222,13 +257,19 @@ class _Progress:
     def done(self) -> bool:
         return self._stopped or self._filled == self.frames
 
-    def add(self, frame_BK1: torch.Tensor) -> None:
-        """Take the next frame, pass it on, and ask whether to stop."""
-        self._codes[..., self._filled : self._filled + 1] = frame_BK1
-        self._filled += 1
-        self._lengths += self._going_on
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody wants every frame as soon as it is there."""
+        return self._streamer is not None or bool(self._stopping_criteria)
+
+    def add(self, frames_BKT: torch.Tensor) -> None:
+        """Take the next frames, pass them on, and ask whether to stop."""
+        new = frames_BKT.shape[-1]
+        self._codes[..., self._filled : self._filled + new] = frames_BKT
+        self._filled += new
+        self._lengths += new * self._going_on
         if self._streamer is not None:
-            self._streamer(frame_BK1)
+            self._streamer(frames_BKT)
         for criterion in self._stopping_criteria:
             self._going_on &= ~torch.as_tensor(criterion(self.codes), device=self._going_on.device)
         if self._stopping_criteria:

@@ -75,6 +75,12 @@ class KVCache:
         """Keys and values of the text, `(batch, heads, text_length, head_width)`; None before the first pass."""
         return self._cross[layer]
 
+    def require_cross(self, layer: int) -> KeysValues:
+        """Keys and values of the text, where there must be some."""
+        known = self._cross[layer]
+        assert known is not None
+        return known
+
     def set_cross(self, layer: int, keys_values: KeysValues) -> None:
         """Keep the keys and values of the text for all later steps."""
         self._cross[layer] = keys_values

@@ -1,0 +1,165 @@
+"""The step of generation against the decoder's forward pass, which is itself held against transformers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+
+from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
+from musicgen_train.models import generation
+from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_pack, can_step
+from musicgen_train.models.kv_cache import KVCache
+
+ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
+# Wide enough for oneDNN's product in all matrices of a layer but those of the attention.
+WIDE = {"hidden_size": 192, "ffn_dim": 768, "num_attention_heads": 3}
+KINDS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "wide": WIDE,
+    "stereo": tiny.STEREO,
+    "relu": {**WIDE, "activation_function": "relu"},
+}
+
+
+def build(**overrides: Any) -> MusicgenForCausalLM:
+    """A decoder whose norms are off identity and whose logits are some units large."""
+    torch.manual_seed(5)
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, **overrides})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def request(model: MusicgenForCausalLM, rows: int = ROWS) -> dict[str, torch.Tensor]:
+    """Text of several lengths; the second row has none."""
+    generator = torch.Generator().manual_seed(7)
+    mask = torch.ones(rows, TEXT_LENGTH, dtype=torch.long)
+    mask[0, 3:] = 0
+    mask[1] = 0
+    return {
+        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, model.config.hidden_size, generator=generator),
+        "encoder_attention_mask": mask,
+    }
+
+
+def random_ids(model: MusicgenForCausalLM) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return torch.randint(0, tiny.VOCAB + 1, (ROWS, model.num_codebooks, STEPS), generator=generator)
+
+
+@torch.no_grad()
+def stepped(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor], guided: bool) -> Any:
+    """Logits after each column but the first two, which fill the cache: `(steps, rows, codebooks, codes)`."""
+    states, mask = text.get("encoder_hidden_states"), text.get("encoder_attention_mask")
+    if guided:
+        assert states is not None
+        assert mask is not None
+        states, null_mask = torch.cat([states, states]), torch.cat([mask, 0 * mask])
+    else:
+        null_mask = mask
+    repeats = 2 if guided else 1
+    cache = KVCache(model.config.num_hidden_layers, capacity=STEPS)
+    decoder = model.model.decoder
+    first = decoder.embed(ids_BKS[..., :2].repeat(repeats, 1, 1))
+    decoder(first, text_states=states, text_mask=null_mask, cache=cache)
+    step = DecodeStep(StepWeights(model, repeats * ROWS), cache, STEPS, mask, guided)
+    return torch.stack([step(ids_BKS[..., place]) for place in range(2, STEPS)])
+
+
+@torch.no_grad()
+def forward(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(ids_BKS, **text, use_cache=False).logits
+    return logits.unflatten(0, (ROWS, -1))[:, :, 2:].permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("with_text", [True, False])
+def test_a_step_computes_what_the_forward_pass_does(kind: str, with_text: bool) -> None:
+    model = build(**KINDS[kind])
+    text = request(model) if with_text else {}
+    ids = random_ids(model)
+    assert_close(stepped(model, ids, text, guided=False), forward(model, ids, text), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_null_rows_of_guidance_are_those_of_a_forward_pass_without_text(kind: str) -> None:
+    model = build(**KINDS[kind])
+    text, ids = request(model), random_ids(model)
+    conditional, null = stepped(model, ids, text, guided=True).chunk(2, dim=1)
+    assert_close(conditional, forward(model, ids, text), rtol=1e-5, atol=2e-5)
+    assert_close(null, forward(model, ids, {}), rtol=1e-5, atol=2e-5)
+
+
+def test_half_precision_follows_its_forward_pass() -> None:
+    model = build().to(torch.bfloat16)
+    text = {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in request(model).items()
+    }
+    ids = random_ids(model)
+    expected = forward(model, ids, text).float()
+    error = (stepped(model, ids, text, guided=False) - expected).norm() / expected.norm()
+    assert error < 0.02
+
+
+def test_packed_weights_are_used_where_they_pay_and_torch_has_them() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    assert can_pack(torch.zeros(768, 192))
+    assert not can_pack(torch.zeros(192, 192))
+    assert not can_pack(torch.zeros(768, 192, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_generation_is_the_same_step_by_step_and_by_the_forward_pass(
+    guidance_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(**WIDE)
+    settings = {"max_new_tokens": 30, "guidance_scale": guidance_scale, "do_sample": True, "top_k": 20}
+
+    def generate() -> torch.Tensor:
+        codes = model.generate(**request(model), **settings, generator=torch.Generator().manual_seed(3))
+        assert isinstance(codes, torch.Tensor)
+        return codes
+
+    calls = 0
+    call = DecodeStep.__call__
+
+    def counting(self: DecodeStep, ids_BK: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return call(self, ids_BK)
+
+    monkeypatch.setattr(DecodeStep, "__call__", counting)
+    by_steps = generate()
+    assert calls == 30 - 1
+    monkeypatch.setattr(generation, "can_step", lambda model: False)
+    assert torch.equal(by_steps, generate())
+    assert calls == 30 - 1
+
+
+def test_a_decoder_that_is_hooked_or_wrapped_goes_its_own_way() -> None:
+    model = build()
+    assert can_step(model)
+    seen: list[torch.Size] = []
+    hook = model.model.decoder.layers[1].fc1.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    assert not can_step(model)
+    model.generate(**request(model), max_new_tokens=12)
+    assert len(seen) == 12
+    hook.remove()
+    assert can_step(model)
+    model.model.decoder.layers[0].fc2 = torch.nn.Sequential(model.model.decoder.layers[0].fc2)
+    assert not can_step(model)
+
+
+def test_weights_that_change_between_requests_count() -> None:
+    model = build()
+    before = model.generate(**request(model), max_new_tokens=12)
+    with torch.no_grad():
+        for head in model.lm_heads:
+            head.weight.neg_()
+    assert not torch.equal(before, model.generate(**request(model), max_new_tokens=12))
