@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -53,12 +53,12 @@ class StepWeights:
         self.num_heads = model.config.num_attention_heads
         self.num_codebooks = model.num_codebooks
         # One table: codebook k's row of a code is `k * (V + 1) + code`.
-        self.embeddings = torch.cat([table.weight for table in decoder.embed_tokens])
+        self.embeddings = torch.cat([cast(nn.Embedding, table).weight for table in decoder.embed_tokens])
         self.offsets_K = torch.arange(self.num_codebooks, device=model.device) * (model.config.vocab_size + 1)
         activation = model.config.activation_function
-        self.layers = [_Layer.of(layer, activation, rows) for layer in decoder.layers]
+        self.layers = [_Layer.of(cast("MusicgenDecoderLayer", layer), activation, rows) for layer in decoder.layers]
         self.final_norm = _Norm.of(decoder.layer_norm)
-        self.heads = _product([head.weight for head in model.lm_heads], rows)
+        self.heads = _product([cast(nn.Linear, head).weight for head in model.lm_heads], rows)
 
 
 class DecodeStep:
