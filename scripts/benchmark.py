@@ -1129,8 +1129,8 @@ class Report:
         }
 
 
-def environment(plan: Plan, arguments: Sequence[str]) -> dict[str, str]:
-    """Where, when and with what a run took place."""
+def environment(plan: Plan, arguments: Sequence[str], script: str = "benchmark.py") -> dict[str, str]:
+    """Where, when and with what a run of a script took place."""
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {plan.threads} threads"
     if plan.device == "cuda":
         machine += f"; {torch.cuda.get_device_name()}"
@@ -1139,7 +1139,7 @@ def environment(plan: Plan, arguments: Sequence[str]) -> dict[str, str]:
         machine += f"; load {os.getloadavg()[0]:.1f} at the end"
     facts = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "scripts/benchmark.py", *arguments]),
+        "command": shlex.join(["python", f"scripts/{script}", *arguments]),
         "machine": machine,
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version(THEIRS)}",
         "decoder": f"{plan.size_name} ({plan.size.description}), {plan.dtype_name}, {plan.repeats} timed runs a case",
