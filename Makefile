@@ -37,6 +37,7 @@ demo: install  ## Make music: a corpus, latents, fine-tuning of the small model 
 	@echo 'Open $(DEMO)/report/report.html: samples with spectrograms, each number explained beside it.'
 
 DEMO_MODEL := outputs/demo-model
+DEMO_MIX := data=mix 'data.mix=[{path: $(DEMO_MODEL)/latents-more, weight: 0.7}, {path: $(DEMO_MODEL)/latents-named, weight: 0.3}]'
 
 .PHONY: demo-model
 demo-model: install  ## Make the encoders and the decoder that ship anew, from seeds (2 cores, some hours; killed, it goes on)
@@ -48,7 +49,19 @@ demo-model: install  ## Make the encoders and the decoder that ship anew, from s
 		init_from=$(DEMO_MODEL)/encoders/composite output=$(DEMO_MODEL)/run resume=auto
 	$(BIN)/python scripts/train.py experiment=demo_model_long data.path=$(DEMO_MODEL)/latents \
 		init_from=$(DEMO_MODEL)/run/composite output=$(DEMO_MODEL)/run-long resume=auto
-	$(BIN)/python -m musicgen_train.demo ship $(DEMO_MODEL)/run-long/composite $(DEMO_MODEL)/encoders/composite
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO_MODEL)/music-more --tracks 2400 --seconds 10.24 --seed 12
+	test -d $(DEMO_MODEL)/latents-more || $(BIN)/python scripts/preprocess.py input=$(DEMO_MODEL)/music-more \
+		output=$(DEMO_MODEL)/latents-more encoders=$(DEMO_MODEL)/encoders/composite clip_seconds=10.24 \
+		split.validation=0.03
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO_MODEL)/music-named --tracks 1079 --seconds 10.24 --seed 13
+	test -d $(DEMO_MODEL)/latents-named || $(BIN)/python scripts/preprocess.py input=$(DEMO_MODEL)/music-named \
+		output=$(DEMO_MODEL)/latents-named encoders=$(DEMO_MODEL)/encoders/composite clip_seconds=10.24 \
+		split.validation=0.02 captions.fields=[description] captions.tags=false captions.variants=1
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(DEMO_MIX) schedule=constant schedule.warmup_steps=60 \
+		trainer.max_steps=1547 init_from=$(DEMO_MODEL)/run-long/composite output=$(DEMO_MODEL)/run-more resume=auto
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(DEMO_MIX) schedule.warmup_steps=10 seed=1 \
+		init_from=$(DEMO_MODEL)/run-more/composite output=$(DEMO_MODEL)/run-last resume=auto
+	$(BIN)/python -m musicgen_train.demo ship $(DEMO_MODEL)/run-last/composite $(DEMO_MODEL)/encoders/composite
 
 .PHONY: test
 test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)
