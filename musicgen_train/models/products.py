@@ -7,12 +7,14 @@ rounded as asked and multiplied in float32, which rounds no more than real half-
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+# What torch itself asks before it takes oneDNN rather than loops.
+_CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -30,15 +32,9 @@ def rounded(tensor: torch.Tensor) -> torch.Tensor:
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which products of operands rounded to `dtype` are fast: float32, or `dtype` itself."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and not _cpu_multiplies_bfloat16():
+    if device.type == "cpu" and dtype == torch.bfloat16 and not _CPU_MULTIPLIES_BFLOAT16:
         return torch.float32
     return dtype
-
-
-@functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
-    # What torch itself asks before it takes oneDNN rather than loops.
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Linear(nn.Linear):

@@ -16,7 +16,7 @@ from musicgen_train.models.products import Linear
 @pytest.fixture(params=[False, True], ids=["loops", "instructions"])
 def has_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the processor counts as one that multiplies in bfloat16; torch does what it can either way."""
-    monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: request.param)
+    monkeypatch.setattr(products, "_CPU_MULTIPLIES_BFLOAT16", request.param)
     return bool(request.param)
 
 
@@ -78,7 +78,7 @@ def test_other_precisions_are_left_alone(has_bfloat16: bool) -> None:
 
 
 def test_frozen_weights_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(products, "_CPU_MULTIPLIES_BFLOAT16", False)
     layer, states = Linear(24, 40).requires_grad_(False), torch.randn(5, 24, requires_grad=True)
     kept: list[torch.Tensor] = []
     with (
