@@ -33,7 +33,7 @@ from musicgen_train.models.loss import IGNORE, mean_over_codebooks, score_heads
 from musicgen_train.models.outputs import CausalLMOutput, DecoderOutput, GenerateOutput, ScoredOutput, as_requested
 from musicgen_train.models.positions import sinusoidal_positions
 from musicgen_train.models.pretrained import PretrainedModel
-from musicgen_train.models.products import Linear, product_dtype, rounded
+from musicgen_train.models.products import Linear, gelu_product, product_dtype, rounded
 
 PastKeysValues = KVCache | Sequence[Sequence[torch.Tensor]]
 
@@ -504,8 +504,7 @@ class MusicgenDecoderLayer(nn.Module):
             hidden_BSD = hidden_BSD + self._dropout(attended_BSD)
 
         normed_BSD = self.final_layer_norm(hidden_BSD)
-        inner = F.dropout(self._activate(self.fc1(normed_BSD)), self.config.activation_dropout, self.training)
-        hidden_BSD = hidden_BSD + self._dropout(self.fc2(inner))
+        hidden_BSD = hidden_BSD + self._dropout(self._contract(self.fc1(normed_BSD)))
         return hidden_BSD, weights, cross_weights
 
     def _text_keys_values(
@@ -519,11 +518,17 @@ class MusicgenDecoderLayer(nn.Module):
             cache.set_cross(index, keys_values)
         return keys_values
 
-    def _activate(self, inner: torch.Tensor) -> torch.Tensor:
-        if self.config.activation_function == "gelu" and not torch.is_grad_enabled():
-            # The layer's widest tensor is overwritten: fresh memory for it costs more time than the function itself.
-            return torch.ops.aten.gelu_(inner)
-        return self.activation(inner)
+    def _contract(self, inner: torch.Tensor) -> torch.Tensor:
+        """The second half of the feed-forward."""
+        dropout = self.config.activation_dropout if self.training else 0.0
+        if self.config.activation_function == "gelu" and not dropout:
+            if not torch.is_grad_enabled():
+                # The layer's widest tensor is overwritten: fresh memory costs more time than the function itself.
+                return self.fc2(torch.ops.aten.gelu_(inner))
+            # A layer that is wrapped wants to be called; for one that is frozen no activation is kept anyway.
+            if type(self.fc2) is Linear and self.fc2.weight.requires_grad:
+                return gelu_product(inner, self.fc2.weight)
+        return self.fc2(F.dropout(self.activation(inner), dropout))
 
     def _dropout(self, states: torch.Tensor) -> torch.Tensor:
         return F.dropout(states, self.config.dropout, self.training)

@@ -46,28 +46,49 @@ class Linear(nn.Linear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         dtype = product_dtype(states)
         if computed_in(dtype, states.device) != dtype:
-            result: torch.Tensor = _RoundedProduct.apply(states, self.weight, dtype)
+            result: torch.Tensor = _Product.apply(states, self.weight, dtype, False)
             return result
         return F.linear(states, self.weight)
 
 
-class _RoundedProduct(torch.autograd.Function):
-    """states @ weight.T in float32, of operands rounded to `dtype`; the rounded states are what is kept of them."""
+def gelu_product(inner: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """gelu(inner) @ weight.T, of which the backward pass keeps `inner` alone.
+
+    The activation is the widest tensor of a transformer's layer, and costs next to nothing to make again.
+    """
+    result: torch.Tensor = _Product.apply(inner, weight_OI, product_dtype(inner), True)
+    return result
+
+
+class _Product(torch.autograd.Function):
+    """states @ weight.T of operands rounded to `dtype`, in what is fast; after a gelu, which is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        kept = states.to(dtype)
-        ctx.save_for_backward(kept if ctx.needs_input_grad[1] else None, weight_OI)
-        ctx.states_dtype, ctx.dtype = states.dtype, dtype
-        return (kept.float() @ weight_OI.to(dtype).float().T).to(dtype)
+    def forward(
+        ctx: Any, states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype, gelu: bool
+    ) -> torch.Tensor:
+        ctx.dtype, ctx.gelu, ctx.states_dtype = dtype, gelu, states.dtype
+        kept = states if gelu else states.to(dtype)
+        ctx.save_for_backward(kept if gelu or ctx.needs_input_grad[1] else None, weight_OI)
+        with torch.autocast(states.device.type, enabled=False):
+            return (_operand(F.gelu(kept) if gelu else kept, dtype) @ _operand(weight_OI, dtype).T).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         kept, weight_OI = ctx.saved_tensors
-        grad = grads[0].float()
+        grad = _operand(grads[0], ctx.dtype)
         grad_states = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_states = (grad @ weight_OI.to(ctx.dtype).float()).to(ctx.states_dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad.flatten(0, -2).T @ kept.flatten(0, -2).float()).to(weight_OI.dtype)
-        return grad_states, grad_weight, None
+        with torch.autocast(grad.device.type, enabled=False):
+            if ctx.needs_input_grad[1]:
+                states = _operand(F.gelu(kept) if ctx.gelu else kept, ctx.dtype)
+                grad_weight = (grad.flatten(0, -2).T @ states.flatten(0, -2)).to(weight_OI.dtype)
+                del states  # before what is as large
+            if ctx.needs_input_grad[0]:
+                grad_states = (grad @ _operand(weight_OI, ctx.dtype)).to(ctx.states_dtype)
+                if ctx.gelu:
+                    grad_states = torch.ops.aten.gelu_backward(grad_states, kept)
+        return grad_states, grad_weight, None, None
+
+
+def _operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype).to(computed_in(dtype, tensor.device))

@@ -236,6 +236,8 @@ class ModelMemory:
         dropped = 3 * width * self._dropout_mask(size) if config.dropout else 0
         saved = positions * (norms + attentions + config.ffn_dim * size + dropped) + text * 2 * width * size
         shared = {"text"} | (_ATTENDED if self._is_native(step) else set())  # the text once for all layers
+        if config.activation_function == "gelu" and not config.activation_dropout:
+            shared |= {product.takes for product in products if product.takes == "activated" and not product.adapted}
         for product in products:
             rows = text if product.takes == "text" else positions
             saved += rows * self._kept_by(product, step, shared)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from musicgen_train.models import products
 from musicgen_train.models.attention import AttentionMask, attend
-from musicgen_train.models.products import Linear
+from musicgen_train.models.products import Linear, gelu_product
 
 
 @pytest.fixture(params=[False, True], ids=["loops", "instructions"])
@@ -75,6 +78,43 @@ def test_other_precisions_are_left_alone(has_bfloat16: bool) -> None:
         assert products.computed_in(dtype, cpu) == dtype
     assert products.computed_in(torch.bfloat16, cpu) == (torch.bfloat16 if has_bfloat16 else torch.float32)
     assert products.computed_in(torch.bfloat16, gpu) == torch.bfloat16
+
+
+@pytest.mark.usefixtures("has_bfloat16")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
+def test_an_activation_that_is_made_again_equals_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    inner, weight = torch.randn(2, 5, 40).double(), torch.randn(24, 40).double() / 6
+    expected_inputs = [each.clone().requires_grad_() for each in (inner, weight)]
+    expected = F.linear(F.gelu(expected_inputs[0]), expected_inputs[1])
+    inputs = [each.to(dtype).requires_grad_() for each in (inner, weight)]
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = gelu_product(*inputs)
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in inputs]
+    assert found.dtype == dtype
+    assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip(gradients(found, *inputs), gradients(expected, *expected_inputs), strict=True):
+        assert_close(ours.double(), theirs, rtol=tolerance, atol=3 * tolerance)
+
+
+def test_no_product_is_rounded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inside an operation of ours autocast would round the float32 operands back, and multiply in loops.
+    monkeypatch.setattr(products, "_CPU_MULTIPLIES_BFLOAT16", False)
+    layer, states = Linear(24, 40), torch.randn(5, 24, requires_grad=True)
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten.mm.default:
+                operands.update(argument.dtype for argument in args)
+            return function(*args, **(kwargs or {}))
+
+    operands: set[torch.dtype] = set()
+    with torch.autocast("cpu", torch.bfloat16), Products():
+        gelu_product(layer(states), layer.weight.T).sum().backward()
+    assert operands == {torch.float32}
 
 
 def test_frozen_weights_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
