@@ -89,9 +89,8 @@ class Batch:
 class PackedBatch:
     """A batch on its way: what is pickled as this is a `Batch` where it is unpickled."""
 
-    block: np.ndarray
-    """uint8: the states `(B, L, D)` in `states_dtype`, then the codes `(B, K, T)` as int16, padded as in `Batch`. An
-    array goes through a pipe; a tensor would take shared memory, of which containers have little."""
+    block: torch.Tensor
+    """uint8: the states `(B, L, D)` in `states_dtype`, then the codes `(B, K, T)` as int16, padded as in `Batch`."""
     states_dtype: torch.dtype
     text_width: int
     num_codebooks: int
@@ -109,14 +108,14 @@ class PackedBatch:
         """`(B, L, D)`, a view of the block."""
         # At least one position, so that attention has something to be masked from.
         shape = (len(self.texts), max(1, *self.texts), self.text_width)
-        return torch.from_numpy(self.block[: self._states_bytes]).view(self.states_dtype).view(shape)
+        return self.block[: self._states_bytes].view(self.states_dtype).view(shape)
 
     @property
-    def codes(self) -> np.ndarray:
+    def codes(self) -> torch.Tensor:
         """`(B, K, T)`, a view of the block."""
         # Of at least one frame, so that a model can run on it.
         shape = (len(self.lengths), self.num_codebooks, max(1, *self.lengths))
-        return self.block[self._states_bytes :].view(np.int16).reshape(shape)
+        return self.block[self._states_bytes :].view(torch.int16).view(shape)
 
     @property
     def _states_bytes(self) -> int:
@@ -132,7 +131,7 @@ class PackedBatch:
         texts_B = torch.tensor(self.texts)
         states_BLD = self.states
         return Batch(
-            codes=torch.from_numpy(self.codes).long(),
+            codes=self.codes.long(),
             text_states=states_BLD.to(torch.float32, copy=True),
             text_mask=torch.arange(states_BLD.shape[1]) < texts_B[:, None],
             frames=torch.tensor(self.lengths),
@@ -159,15 +158,15 @@ def pack(examples: Sequence[Example], text_width: int) -> PackedBatch:
     """
     dtypes = {example.states_LD.dtype for example in examples if example.states_LD is not None}
     packed = PackedBatch(
-        block=np.empty(0, dtype=np.uint8),
+        block=torch.empty(0),
         states_dtype=functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float16,
         text_width=text_width,
         num_codebooks=examples[0].codes_KT.shape[0],
         lengths=[example.codes_KT.shape[1] for example in examples],
         texts=[0 if example.states_LD is None else len(example.states_LD) for example in examples],
     )
-    packed.block = np.empty(packed.bytes, dtype=np.uint8)
-    states_BLD, codes_BKT = packed.states, packed.codes
+    packed.block = _block(packed.bytes)
+    states_BLD, codes_BKT = packed.states, packed.codes.numpy()
     for row, (example, frames, text) in enumerate(zip(examples, packed.lengths, packed.texts, strict=True)):
         codes_BKT[row, :, :frames] = example.codes_KT
         codes_BKT[row, :, frames:] = IGNORE
@@ -185,3 +184,11 @@ def collate(examples: Sequence[Example], text_width: int) -> Batch:
 def delivered(packed: PackedBatch) -> PackedBatch | Batch:
     """What a loader takes from its dataset: a batch, or what becomes one where it arrives."""
     return packed.unpack() if get_worker_info() is None else packed
+
+
+def _block(size: int) -> torch.Tensor:
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    # Shared with the process it goes to, as torch's own collate does it. Through a pipe a worker could not end any more
+    # where nobody reads what it has sent.
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import signal
 import time
@@ -32,9 +30,6 @@ from musicgen_train.latents.manifest import Manifest
 _CLIP = 2
 # Enough to tell how much of a run's batches is padding.
 _STEPS_LOOKED_AT = 128
-# Of glibc's malloc.h, and the largest block that it can be told to keep.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BLOCK = 32 << 20
 
 
 @dataclass(kw_only=True)
@@ -260,7 +255,7 @@ class LatentDataModule(lightning.LightningDataModule):
             "collate_fn": delivered,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _begin_worker,
+            "worker_init_fn": _outlive_signals,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
@@ -415,21 +410,8 @@ def _cropped(frames: np.ndarray, crop_frames: int | None) -> np.ndarray:
     return frames if crop_frames is None else np.minimum(frames, np.int32(crop_frames))
 
 
-def _begin_worker(worker: int) -> None:
-    _keep_freed_memory()
+def _outlive_signals(worker: int) -> None:
     # They often go to all processes of a run. Which of them end it, and when, is the training process's to say: it
     # needs its workers until it has saved, and ends them itself.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _keep_freed_memory() -> None:
-    """Have batches made in the memory of those before them.
-
-    By default glibc gives blocks of such sizes back to the system as soon as they are free, and getting them again,
-    page by page, takes longer than all else that a worker does. Elsewhere there is no such function.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _KEPT_BLOCK)
