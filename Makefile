@@ -25,10 +25,10 @@ DEMO := outputs/demo
 .PHONY: demo
 demo: install  ## Make music: a corpus, latents, fine-tuning of the small model that ships, report (2 cores, under 10 minutes)
 	rm -rf $(DEMO)
-	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 15.36 --seed 0
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 10.24 --seed 0
 	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders
 	$(BIN)/python scripts/preprocess.py input=$(DEMO)/music output=$(DEMO)/latents encoders=$(DEMO)/encoders \
-		clip_seconds=15.36 split.validation=0.15
+		clip_seconds=10.24 split.validation=0.15
 	$(BIN)/python scripts/train.py experiment=demo data.path=$(DEMO)/latents init_from=$(DEMO)/encoders \
 		output=$(DEMO)/run
 	$(BIN)/python scripts/evaluate.py model=$(DEMO)/run output=$(DEMO)/report prompts=configs/demo_prompts.txt \
