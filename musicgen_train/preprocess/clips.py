@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
@@ -120,7 +124,7 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
         num_workers=workers,
         collate_fn=_as_it_is,
         multiprocessing_context=_process_context() if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
     try:
         yield from loader
@@ -131,6 +135,13 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
             "a process that decodes audio was killed, most often by the system for lack of memory; fewer at a time "
             f"(workers={max(workers // 2, 1)}) need less"
         ) from error
+
+
+def prepare_workers() -> None:
+    """Begin what takes longest about starting workers, and do not wait for it."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        _process_context()
+        multiprocessing.forkserver.ensure_running()
 
 
 def without_audio(track: Track) -> Track:
@@ -157,5 +168,15 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Of a killed process nobody tells its workers to stop. torch looks at the process a worker was forked from, which
+    # is the fork server, and that lives as long as its workers.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

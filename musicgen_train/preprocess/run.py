@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.latents.format import REJECTED_NAME
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.preprocess.assemble import Assembled, assemble
+from musicgen_train.preprocess.clips import prepare_workers
 from musicgen_train.preprocess.dry_run import Estimate, as_bytes, estimate, report
 from musicgen_train.preprocess.encode import Encoding
 from musicgen_train.preprocess.encoders import Encoders, load_encoders
@@ -81,10 +82,12 @@ def preprocess(settings: PreprocessSettings) -> Manifest | None:
     rank = find_rank(settings.rank, settings.world_size)
     output = Path(settings.output).expanduser()
     check_output(output, overwrite=settings.overwrite)
+    workers = _workers(settings, rank)
+    if workers:
+        prepare_workers()  # meanwhile the source is listed and encoders are read
     source = open_source(settings)
     count = _count(source, settings)
     encoders = load_encoders(settings, rank.local)
-    workers = _workers(settings, rank)
     work = WorkFolder(output, settings, encoders, rank)
     print(_opening(settings, source, count, encoders, workers, rank), flush=True)
 

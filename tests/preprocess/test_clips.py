@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from audio_corpus import RATE, write_track
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +81,35 @@ def test_a_killed_worker_is_told() -> None:
     track.description.metadata["poison"] = Deadly()
     with pytest.raises(OSError, match=r"a process that decodes audio was killed, .* \(workers=1\) need less"):
         list(decode_tracks([track], cutter(RATE, RATE, 1), workers=2))
+
+
+DECODING = """
+import multiprocessing, time
+from pathlib import Path
+from musicgen_train.preprocess.clips import ClipCutter, decode_tracks
+from musicgen_train.preprocess.tracks import Track
+
+if __name__ == "__main__":
+    cutter = ClipCutter(sampling_rate=8000, channels=1, length=10**9, hop=10**9, shortest=1)
+    tracks = (Track(id=str(number), audio=Path("long.wav")) for number in range(99))
+    decoded = decode_tracks(tracks, cutter, workers=1)
+    next(decoded)  # the others do not fit through the pipe until they are asked for
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
+def test_workers_end_with_a_killed_process(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.zeros(200_000), 8000)
+    (tmp_path / "decoding.py").write_text(DECODING)
+    command = [sys.executable, "decoding.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = Path("/proc", process.stdout.readline().strip())
+        assert (worker / "cmdline").read_bytes()
+        process.kill()
+    deadline = time.monotonic() + 30
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists()
