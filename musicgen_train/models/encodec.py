@@ -34,13 +34,13 @@ from musicgen_train.models.pretrained import PretrainedModel
 # Values in the largest activation of the layers that run in segments, which bounds memory. Wide layers have a step per
 # frame: only long segments give them enough rows for each time they read their weights. An accelerator needs enough
 # work to be busy (about 1 GB per activation in float32).
-_SEGMENT_VALUES = {"cpu": 2**23}
+_SEGMENT_VALUES = {"cpu": 2**22}
 _SEGMENT_VALUES_ACCELERATOR = 2**28
 # Values in the largest activation of a tile, of which a few should fit the caches of a CPU's cores.
 _TILE_VALUES = {"cpu": 2**21}
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192
-# Inputs narrower than this (audio itself) are gathered into one product: products of one column each are slow.
+# Inputs and outputs narrower than this (audio itself) go into one product for all taps: those of one column are slow.
 _NARROW = 8
 
 
