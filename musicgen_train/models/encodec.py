@@ -6,9 +6,8 @@ frames, T frames of codes, K codebooks, V codes of a codebook, D width of a code
 Audio is `(B, C, L)` outside. Inside, every activation is `(B, L, C)`: a convolution is then a sum of a few matrix
 products over shifted views of its input (`sum_of_taps`), which copies nothing, and a transposed convolution is an
 ordinary one with `stride` times the width, read back as more steps. On a CPU this takes half the time of
-`torch.nn.functional.conv1d`. The local layers run over segments of the signal (`in_segments`), so memory does not grow
-with the length of the audio; and within a segment each stage of them runs over tiles that stay in the processor's
-caches.
+`torch.nn.functional.conv1d`. The local layers run over segments of the signal (`in_segments`), so activations stay in
+the processor's caches and memory does not grow with the length of the audio.
 
 Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-dict names are the hub's.
 """
@@ -19,7 +18,6 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, cast
 
@@ -31,16 +29,13 @@ from musicgen_train.models.config import EncodecConfig
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
 
-# Values in the largest activation of the layers that run in segments, which bounds memory. Wide layers have a step per
-# frame: only long segments give them enough rows for each time they read their weights. An accelerator needs enough
-# work to be busy (about 1 GB per activation in float32).
-_SEGMENT_VALUES = {"cpu": 2**22}
+# Values in one activation of a segment. On a CPU a few of them should fit the caches of its cores; an accelerator
+# needs enough work to be busy, and this bounds its memory (about 1 GB per activation in float32).
+_SEGMENT_VALUES = {"cpu": 2**21}
 _SEGMENT_VALUES_ACCELERATOR = 2**28
-# Values in the largest activation of a tile, of which a few should fit the caches of a CPU's cores.
-_TILE_VALUES = {"cpu": 2**21}
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192
-# Inputs and outputs narrower than this (audio itself) go into one product for all taps: those of one column are slow.
+# Inputs narrower than this (audio itself) are gathered into one product: products of one column each are slow.
 _NARROW = 8
 
 
@@ -300,22 +295,27 @@ class Encoder(nn.Module):
         super().__init__()
         width = config.num_filters
         layers: list[nn.Module] = [Conv(config, config.audio_channels, width, config.kernel_size)]
-        stages: list[Stage] = []
         for ratio in reversed(config.upsampling_ratios):
-            first = stages[-1].stop if stages else 0
             layers += _residual_blocks(config, width)
-            layers += [_elu_below(), Conv(config, width, width * 2, 2 * ratio, stride=ratio, elu=True)]
-            stages.append(Stage(first, len(layers), ratio, 1, ratio * width))
+            layers += [nn.ELU(), Conv(config, width, width * 2, 2 * ratio, stride=ratio)]
             width *= 2
-        self.local = LocalLayers(config, stages)
+        local = len(layers)
         if config.num_lstm_layers:
             layers.append(ResidualLSTM(width, config.num_lstm_layers))
-        layers += [_elu_below(), Conv(config, width, config.hidden_size, config.last_kernel_size, elu=True)]
+        layers += [nn.ELU(), Conv(config, width, config.hidden_size, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
+        self.num_local = local
+        self.hop_length = config.hop_length
+        self.values_per_frame = config.hop_length * config.num_filters
+        self.can_split = _is_local(config)
 
     def forward(self, audio_BLC: torch.Tensor) -> torch.Tensor:
-        hidden_BTC = self.local.run(self.layers, audio_BLC)
-        return self.layers[self.local.stop :](hidden_BTC)
+        local = self.layers[: self.num_local]
+        if self.can_split:
+            hidden_BTC = in_segments(local, audio_BLC, self.hop_length, 1, self.values_per_frame)
+        else:
+            hidden_BTC = local(audio_BLC)
+        return self.layers[self.num_local :](hidden_BTC)
 
 
 class Decoder(nn.Module):
@@ -327,21 +327,24 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [Conv(config, config.hidden_size, width, config.kernel_size)]
         if config.num_lstm_layers:
             layers.append(ResidualLSTM(width, config.num_lstm_layers))
-        stages: list[Stage] = []
-        for index, ratio in enumerate(config.upsampling_ratios, 1):
-            first = len(layers)
-            layers += [_elu_below(), TransposedConv(config, width, width // 2, ratio)]
+        first_local = len(layers)
+        for ratio in config.upsampling_ratios:
+            layers += [nn.ELU(), TransposedConv(config, width, width // 2, ratio)]
             width //= 2
             layers += _residual_blocks(config, width)
-            if index == len(config.upsampling_ratios):
-                layers += [_elu_below(), Conv(config, width, config.audio_channels, config.last_kernel_size, elu=True)]
-            stages.append(Stage(first, len(layers), 1, ratio, ratio * width))
-        self.local = LocalLayers(config, stages)
+        layers += [nn.ELU(), Conv(config, width, config.audio_channels, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
+        self.first_local = first_local
+        self.hop_length = config.hop_length
+        self.values_per_frame = config.hop_length * config.num_filters
+        self.can_split = _is_local(config)
 
     def forward(self, latents_BTD: torch.Tensor) -> torch.Tensor:
-        hidden_BTC = self.layers[: self.local.first](latents_BTD)
-        return self.local.run(self.layers, hidden_BTC)
+        hidden_BTC = self.layers[: self.first_local](latents_BTD)
+        local = self.layers[self.first_local :]
+        if self.can_split:
+            return in_segments(local, hidden_BTC, 1, self.hop_length, self.values_per_frame)
+        return local(hidden_BTC)
 
 
 class ResidualBlock(nn.Module):
@@ -351,21 +354,15 @@ class ResidualBlock(nn.Module):
         super().__init__()
         inner = width // config.compress
         self.block = nn.Sequential(
-            _elu_below(),
-            Conv(config, width, inner, config.residual_kernel_size, dilation=dilation, elu=True),
-            _elu_below(),
-            Conv(config, inner, width, 1, elu=True),
+            nn.ELU(),
+            Conv(config, width, inner, config.residual_kernel_size, dilation=dilation),
+            nn.ELU(),
+            Conv(config, inner, width, 1),
         )
         self.shortcut = Conv(config, width, width, 1) if config.use_conv_shortcut else nn.Identity()
 
     def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
-        back = cast(Conv, self.block[-1])
-        return back(self.block[:-1](hidden_BLC), plus=self.shortcut(hidden_BLC))
-
-
-def _elu_below() -> nn.Module:
-    """Where the hub's numbering of layers counts an ELU: the convolution below applies it, to memory of its own."""
-    return nn.Identity()
+        return self.shortcut(hidden_BLC) + self.block(hidden_BLC)
 
 
 def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
@@ -393,27 +390,10 @@ class LSTM(nn.LSTM):
 
 
 class Conv(nn.Module):
-    """A convolution that pads its input, so that L steps become `ceil(L / stride)`. `(B, L, C)` to `(B, L', C')`.
-
-    Args:
-        config: for how to pad and to normalize.
-        in_width: C.
-        out_width: C'.
-        size: steps of the kernel.
-        stride: steps between two outputs.
-        dilation: steps between two taps.
-        elu: whether ELU comes first.
-    """
+    """A convolution that pads its input, so that L steps become `ceil(L / stride)`. `(B, L, C)` to `(B, L', C')`."""
 
     def __init__(
-        self,
-        config: EncodecConfig,
-        in_width: int,
-        out_width: int,
-        size: int,
-        stride: int = 1,
-        dilation: int = 1,
-        elu: bool = False,
+        self, config: EncodecConfig, in_width: int, out_width: int, size: int, stride: int = 1, dilation: int = 1
     ) -> None:
         super().__init__()
         weight_norm = config.norm_type == "weight_norm"
@@ -422,33 +402,26 @@ class Conv(nn.Module):
             self.norm = nn.GroupNorm(1, out_width)
         self.stride = stride
         self.dilation = dilation
-        self.elu = elu
         self.pad_mode = config.pad_mode
         padding = (size - 1) * dilation + 1 - stride
         # Odd totals and odd strides put the larger half on the left.
         self.pad_right = 0 if config.use_causal_conv else padding // 2
         self.pad_left = padding - self.pad_right
 
-    def forward(self, hidden_BLC: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """The convolution of `hidden`, plus `plus`, `(B, L', C')`, if there is any."""
+    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
         taps_GIO, bias = self.conv.taps()
         # A last step that the stride leaves incomplete is completed.
         incomplete = -hidden_BLC.shape[1] % self.stride
         padded = pad_steps(hidden_BLC, self.pad_left, self.pad_right + incomplete, self.pad_mode)
-        if self.elu:
-            # ELU of the padding is the padding of ELU: all modes repeat values or put zeros.
-            padded = F.elu(padded, inplace=padded is not hidden_BLC)
         batch, length, width = padded.shape
         # Steps that one stride covers stand side by side: (B, L, C) to (B, L / stride, stride * C).
         padded = padded.reshape(batch, length // self.stride, self.stride * width)
-        if hasattr(self, "norm"):
-            output = _group_norm(self.norm, sum_of_taps(padded, taps_GIO, bias, self.dilation))
-            return output if plus is None else output + plus
-        return sum_of_taps(padded, taps_GIO, bias if plus is None else plus + bias, self.dilation)
+        output = sum_of_taps(padded, taps_GIO, bias, self.dilation)
+        return output if not hasattr(self, "norm") else _group_norm(self.norm, output)
 
 
 class TransposedConv(nn.Module):
-    """ELU and a transposed convolution of a kernel two strides long, cut to `stride` steps for each of its input.
+    """A transposed convolution whose kernel is two strides long, cut to `stride` steps for each of its input.
 
     An output block of `stride` steps sees two steps of the input, the one it belongs to and the one before. So it is
     an ordinary convolution of two taps that makes whole blocks, `stride * C` wide.
@@ -467,7 +440,7 @@ class TransposedConv(nn.Module):
 
     def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
         taps_GIO, bias = self.conv.taps()
-        padded = F.elu(F.pad(hidden_BLC, (0, 0, 1, 1)), inplace=True)
+        padded = F.pad(hidden_BLC, (0, 0, 1, 1))
         blocks = sum_of_taps(padded, taps_GIO, bias.repeat(self.stride))
         batch, num_blocks, block_width = blocks.shape
         # (B, L + 1, stride * C) to (B, (L + 1) * stride, C)
@@ -609,29 +582,22 @@ def transposed_conv_taps(weight_IOL: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 def sum_of_taps(
-    hidden_BLI: torch.Tensor, taps_GIO: torch.Tensor, plus: torch.Tensor, dilation: int = 1
+    hidden_BLI: torch.Tensor, taps_GIO: torch.Tensor, bias: torch.Tensor, dilation: int = 1
 ) -> torch.Tensor:
-    """`y[l] = plus + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
+    """`y[l] = bias + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
 
     Args:
         hidden_BLI: `(B, L, in)`.
         taps_GIO: `(G, in, out)`.
-        plus: `(out,)`, or as the result.
+        bias: `(out,)`.
         dilation: steps between two taps.
 
     Returns:
         `(B, L - (G - 1) * dilation, out)`.
     """
     batch, length, width = hidden_BLI.shape
-    num_taps, _, out_width = taps_GIO.shape
+    num_taps = len(taps_GIO)
     length -= (num_taps - 1) * dilation
-    if out_width < _NARROW:
-        # (G, in, out) to (in, G * out)
-        matrix = taps_GIO.transpose(0, 1).reshape(width, num_taps * out_width)
-        products_BLGO = torch.matmul(hidden_BLI, matrix).view(batch, -1, num_taps, out_width)
-        for tap in range(num_taps):
-            plus = plus + products_BLGO[:, tap * dilation : tap * dilation + length, tap]
-        return plus
     if width < _NARROW and dilation == 1:
         # (B, L, in, G) to (B, L, G * in)
         hidden_BLI = hidden_BLI.unfold(1, num_taps, 1).transpose(2, 3).reshape(batch, length, num_taps * width)
@@ -640,7 +606,7 @@ def sum_of_taps(
     for tap, matrix in enumerate(taps_GIO):
         seen = hidden_BLI[:, tap * dilation : tap * dilation + length]
         matrices = matrix.expand(batch, -1, -1)
-        output = torch.baddbmm(plus, seen, matrices) if output is None else output.baddbmm_(seen, matrices)
+        output = torch.baddbmm(bias, seen, matrices) if output is None else output.baddbmm_(seen, matrices)
     assert output is not None
     return output
 
@@ -666,8 +632,7 @@ def pad_steps(hidden_BLC: torch.Tensor, left: int, right: int, mode: str) -> tor
     hidden_BLC = F.pad(hidden_BLC, (0, 0, 0, missing)) if missing else hidden_BLC
     length += missing
     before, after = hidden_BLC[:, 1 : left + 1].flip(1), hidden_BLC[:, length - 1 - right : length - 1].flip(1)
-    padded = torch.cat((before, hidden_BLC, after), 1)
-    return padded[:, : left + length + right - missing] if missing else padded
+    return torch.cat((before, hidden_BLC, after), 1)[:, : left + length + right - missing]
 
 
 def _group_norm(norm: nn.GroupNorm, hidden_BLC: torch.Tensor) -> torch.Tensor:
@@ -680,104 +645,45 @@ def _group_norm(norm: nn.GroupNorm, hidden_BLC: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(norm.bias.to(gain_B1C.dtype), centered, gain_B1C).to(hidden_BLC.dtype)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Neighbouring layers, from `first` to before `stop`, that make `steps_out` steps of every `steps_in`.
-
-    `values` is how many the largest activation in between has, per row, for `steps_in` steps of the input.
-    """
-
-    first: int
-    stop: int
-    steps_in: int
-    steps_out: int
-    values: int
-
-
-class LocalLayers:
-    """How the layers that look at a few steps only are run: in segments, and these stage by stage in tiles.
-
-    Args:
-        config: the codec's.
-        stages: which follow one another.
-    """
-
-    def __init__(self, config: EncodecConfig, stages: Sequence[Stage]) -> None:
-        self.first, self.stop = stages[0].first, stages[-1].stop
-        self._stages = stages
-        self._whole = Stage(
-            self.first,
-            self.stop,
-            math.prod(stage.steps_in for stage in stages),
-            math.prod(stage.steps_out for stage in stages),
-            config.hop_length * config.num_filters,
-        )
-        # Group norm and circular padding let every step depend on all others.
-        self._are_local = config.norm_type == "weight_norm" and config.pad_mode != "circular"
-
-    def run(self, layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
-        """`layers[first:stop](hidden)`."""
-        every = layers[self.first : self.stop]
-        if not self._are_local:
-            return every(hidden_BLC)
-        device = hidden_BLC.device.type
-        segment_values = _SEGMENT_VALUES.get(device, _SEGMENT_VALUES_ACCELERATOR)
-        tile_values = _TILE_VALUES.get(device, segment_values)
-
-        def stage_by_stage(hidden_BLC: torch.Tensor) -> torch.Tensor:
-            for stage in self._stages:
-                part = layers[stage.first : stage.stop]
-                hidden_BLC = in_segments(part, hidden_BLC, stage, _steps_around(part), tile_values)
-            return hidden_BLC
-
-        # A backward pass would fill a gradient of the stage's whole input for each of its tiles.
-        run = every if torch.is_grad_enabled() else stage_by_stage
-        return in_segments(run, hidden_BLC, self._whole, _steps_around(every), segment_values)
-
-
 def in_segments(
-    run: Callable[[torch.Tensor], torch.Tensor],
-    hidden_BLC: torch.Tensor,
-    stage: Stage,
-    around: tuple[Fraction, Fraction],
-    budget: int,
+    layers: nn.Sequential, hidden_BLC: torch.Tensor, steps_in: int, steps_out: int, values_per_frame: int
 ) -> torch.Tensor:
-    """`run(hidden)`, one segment of its rows and frames after the other; a frame is `stage.steps_in` steps.
+    """`layers(hidden)`, run over segments of its rows and frames.
 
     Each segment is run with as many frames around it as its result depends on, and what they make is cut off. So the
     values are those of one run but for rounding.
 
     Args:
-        run: convolutions and functions of single values, whose padding does not wrap around.
+        layers: convolutions and functions of single values, whose padding does not wrap around.
         hidden_BLC: `(B, L, C)`, starting with a whole frame.
-        stage: the rates and sizes of `run`.
-        around: steps of the input before and after one that its output depends on.
-        budget: values that the largest activation may have.
+        steps_in: steps of the input in a frame.
+        steps_out: steps of the output in a frame.
+        values_per_frame: the largest activation in between, per row and frame.
 
     Returns:
-        `(B, ceil(L / stage.steps_in) * stage.steps_out, C')`.
+        `(B, ceil(L / steps_in) * steps_out, C')`.
     """
     batch, length, _ = hidden_BLC.shape
-    steps_in, steps_out = stage.steps_in, stage.steps_out
     frames = -(-length // steps_in)
-    before, after = (math.ceil(steps / steps_in) for steps in around)
+    before, after = (math.ceil(steps / steps_in) for steps in _steps_around(layers))
+    budget = _SEGMENT_VALUES.get(hidden_BLC.device.type, _SEGMENT_VALUES_ACCELERATOR)
     # The surroundings are computed twice: keep them small beside the segment.
-    longest = max(budget // stage.values, 8 * (1 + before + after))
+    longest = max(budget // values_per_frame, 8 * (1 + before + after))
     # Equal lengths, so that the last segment, whose end is padded by reflection, is no shorter than the others.
     num_segments = -(-frames // longest)
-    num_rows = max(1, budget // (stage.values * min(frames, longest)))
+    num_rows = max(1, budget // (values_per_frame * min(frames, longest)))
     if num_segments == 1 and num_rows >= batch:
-        return run(hidden_BLC)
+        return layers(hidden_BLC)
     bounds = [frames * i // num_segments for i in range(num_segments + 1)]
     rows = []
     for hidden in hidden_BLC.split(num_rows):
         pieces = []
         for start, stop in itertools.pairwise(bounds):
             first = max(0, start - before)
-            output = run(hidden[:, first * steps_in : (stop + after) * steps_in])
+            output = layers(hidden[:, first * steps_in : (stop + after) * steps_in])
             pieces.append(output[:, (start - first) * steps_out : (stop - first) * steps_out])
         rows.append(torch.cat(pieces, 1))
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
+    return torch.cat(rows)
 
 
 def _steps_around(layers: nn.Sequential) -> tuple[Fraction, Fraction]:
@@ -794,6 +700,11 @@ def _steps_around(layers: nn.Sequential) -> tuple[Fraction, Fraction]:
             after += step
             step /= layer.stride
     return before, after
+
+
+def _is_local(config: EncodecConfig) -> bool:
+    # Group norm and circular padding let every step depend on all others.
+    return config.norm_type == "weight_norm" and config.pad_mode != "circular"
 
 
 class ResidualVectorQuantizer(nn.Module):

@@ -392,38 +392,6 @@ def test_segments_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(model.decode(codes).audio_values, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["32khz", "32khz_constant", "32khz_replicate", "24khz", "24khz_trim", "deep", "deep_causal"]
-)
-@pytest.mark.parametrize("segment_values", [10**9, 1])
-def test_tiles_change_nothing(name: str, segment_values: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(CONFIGS[name])
-    reference = build_reference(model)
-    monkeypatch.setitem(encodec._SEGMENT_VALUES, "cpu", segment_values)
-    monkeypatch.setitem(encodec._TILE_VALUES, "cpu", 1)
-    # The layers that end the first two stages.
-    ends = [layer for layer in model.encoder.layers if getattr(layer, "stride", 1) > 1][:2]
-    calls: dict[int, int] = {}
-    for index, layer in enumerate(ends):
-        layer.register_forward_hook(lambda *_, index=index: calls.update({index: calls.get(index, 0) + 1}))
-    for length in (300 * HOP, 331 * HOP + 1, 350 * HOP - 1):
-        wave = audio(2, 1, length)
-        with torch.no_grad():
-            calls.clear()
-            codes = model.encode(wave).audio_codes
-            decoded = model.decode(codes).audio_values
-            expected = reference.decode(codes, [None]).audio_values
-            expected_codes = reference.encode(wave).audio_codes
-        # Each stage has tiles of its own: the second, whose steps are fewer, is not cut where the first is.
-        assert calls[0] > calls[1] > 2 * 2
-        assert torch.equal(codes, expected_codes)
-        torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=1e-5)
-    # With gradients segments run whole: the slice of each tile would fill a gradient of its stage's whole input.
-    calls.clear()
-    model.encoder(audio(2, 1, 300 * HOP).transpose(1, 2))
-    assert calls[0] == calls[1]
-
-
 def test_gradients_pass_through_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MUSICGEN)
     gradients = []
