@@ -65,7 +65,7 @@ def export_composite(
 def compare_with_folder(
     composite: MusicgenForConditionalGeneration, state: Mapping[str, torch.Tensor], folder: Path, batch: Batch
 ) -> None:
-    """Read a folder back and compare every tensor, and the logits of a batch, bit by bit.
+    """Read a folder back and compare every tensor bit by bit, and the logits of a batch up to rounding.
 
     Raises:
         CheckpointError: they differ.
@@ -77,8 +77,11 @@ def compare_with_folder(
     if different:
         raise CheckpointError(f"{folder} was read back with other tensors than were written: {list_some(different)}")
     # A model of its own, so that the trained one stays as it is: the same weights have to mean the same.
+    # Not to the last bit: how products are summed up depends on where in memory weights lie, and mapped files lie
+    # elsewhere.
     expected = _logits(_with_state(composite, state), batch)
-    if not torch.equal(_logits(again, batch), expected):
+    rounding = float(expected.abs().max()) * torch.finfo(again.dtype).eps ** 0.5
+    if not torch.allclose(_logits(again, batch), expected, rtol=0.0, atol=rounding):
         raise CheckpointError(f"{folder} was read back with the same tensors and gives other logits")
 
 
