@@ -36,7 +36,6 @@ class CodebookScores(NamedTuple):
     """Positions whose code has the largest logit, int64."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def score_heads(
     hidden_BSD: torch.Tensor, heads: Iterable[nn.Module], labels_BSK: torch.Tensor, pad_id: int
 ) -> CodebookScores:
