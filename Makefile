@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 DEMO := outputs/demo
 
 .PHONY: demo
-demo: install  ## Make music: a corpus, latents, fine-tuning of the small model that ships, report (2 cores, under 10 minutes)
+demo: install  ## Make music: a corpus, latents, fine-tuning of the small model that ships, report (2 cores, some minutes)
 	rm -rf $(DEMO)
 	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 10.24 --seed 0
 	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders
