@@ -15,9 +15,11 @@ S steps, I and O in- and outputs of a matrix.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from musicgen_train.models.activations import ACTIVATIONS, Activation
 from musicgen_train.models.attention import MusicgenAttention, cross_attention_mask
 from musicgen_train.models.kv_cache import KeysValues, KVCache
+from musicgen_train.models.native_step import NativeStep, can_step_natively
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
@@ -133,6 +136,24 @@ class DecodeStep:
         queries_BN1H = queries.view(len(hidden_BD), self._weights.num_heads, 1, -1)
         mixed = F.scaled_dot_product_attention(queries_BN1H, keys_BNLH, values_BNLH, attn_mask=self._text_mask)
         hidden_BD += layer.cross_out(mixed.reshape(hidden_BD.shape))
+
+
+MakeStep: TypeAlias = "Callable[[KVCache, int, torch.Tensor | None, bool], DecodeStep | NativeStep]"
+"""Makes the step of a window from a cache, the window's steps, the text's mask and whether there is guidance."""
+
+
+def step_maker(model: MusicgenForCausalLM, rows: int) -> MakeStep | None:
+    """How to make the steps of a request's windows, the fastest way there is; None where only the forward pass can.
+
+    Args:
+        model: whose weights stay as they are until the request is done.
+        rows: that a step has.
+    """
+    if not can_step(model):
+        return None
+    if can_step_natively(model, rows):
+        return functools.partial(NativeStep, model)
+    return functools.partial(DecodeStep, StepWeights(model, rows))
 
 
 def can_step(model: MusicgenForCausalLM) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_step
+from musicgen_train.models.decode_step import MakeStep, step_maker
 from musicgen_train.models.delay_pattern import FREE, generation_template, undo_delay
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
@@ -82,11 +82,11 @@ def generate_codes(
     was_training = model.training
     model.eval()
     try:
-        weights = None
-        if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING and can_step(model):
-            weights = StepWeights(model, rows=len(codes_BKT) * (2 if guided else 1))
+        make_step = None
+        if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING:
+            make_step = step_maker(model, rows=len(codes_BKT) * (2 if guided else 1))
         while not progress.done:
-            _generate_window(model, settings, text, guided, weights, progress, generator)
+            _generate_window(model, settings, text, guided, make_step, progress, generator)
     finally:
         model.train(was_training)
     return progress.codes, progress.lengths
@@ -144,7 +144,7 @@ def _generate_window(
     settings: GenerationConfig,
     text: _Text,
     guided: bool,
-    weights: StepWeights | None,
+    make_step: MakeStep | None,
     progress: _Progress,
     generator: Generators,
 ) -> None:
@@ -163,7 +163,7 @@ def _generate_window(
     # Most columns are predicted whole; the others hold codes of the prompt, or of the pattern's two triangles.
     partly_known = (template_BKS != FREE).flatten(0, 1).any(dim=0).tolist()
     sequence_BKS = template_BKS.clone()
-    logits_of = _Logits(model, weights, text, guided, steps)
+    logits_of = _Logits(model, make_step, text, guided, steps)
     new_ids_BKS = sequence_BKS[..., :start]
     for step in range(start, steps):
         logits_BKV = logits_of(new_ids_BKS)
@@ -192,30 +192,30 @@ class _Logits:
     """Logits after the newest columns of a window, float32 `(rows, codebooks, vocab_size)`, the null rows included.
 
     The first columns go through the model's forward pass, which fills the cache with them and the text. The others
-    come one by one, through a `DecodeStep` where there are weights for it.
+    come one by one, through a step made for them where there is one.
     """
 
     def __init__(
-        self, model: MusicgenForCausalLM, weights: StepWeights | None, text: _Text, guided: bool, steps: int
+        self, model: MusicgenForCausalLM, make_step: MakeStep | None, text: _Text, guided: bool, steps: int
     ) -> None:
         self._model = model
-        self._weights = weights
+        self._make_step = make_step
         self._text = text
         self._guided = guided
         self._steps = steps
         self._cache = KVCache(model.config.num_hidden_layers, capacity=steps - 1)
-        self._decode_step: DecodeStep | None = None
+        self._step: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __call__(self, ids_BKS: torch.Tensor) -> torch.Tensor:
-        if self._decode_step is not None:
-            return self._decode_step(ids_BKS[..., 0])
+        if self._step is not None:
+            return self._step(ids_BKS[..., 0])
         text = _with_null_rows(self._text) if self._guided else self._text
         decoder = self._model.model.decoder
         embeddings = decoder.embed(ids_BKS.repeat(2, 1, 1) if self._guided else ids_BKS)
         output = decoder(embeddings, text_states=text.states, text_mask=text.mask, cache=self._cache)
         last_BD = output.last_hidden_state[:, -1]
-        if self._weights is not None:
-            self._decode_step = DecodeStep(self._weights, self._cache, self._steps, self._text.mask, self._guided)
+        if self._make_step is not None:
+            self._step = self._make_step(self._cache, self._steps, self._text.mask, self._guided)
         return torch.stack([head(last_BD) for head in self._model.lm_heads], dim=1).float()
 
 

@@ -67,6 +67,19 @@ class KVCache:
         values[:, :, self.length : end] = values_BNSH
         return keys[:, :, :end], values[:, :, :end]
 
+    def reserve(self, steps: int) -> None:
+        """Have memory for that many steps in every layer that has any."""
+        for layer, stored in enumerate(self._self):
+            if stored is not None and stored[0].shape[2] < steps:
+                self._self[layer] = self._allocate(stored, *stored, steps)
+
+    def buffers(self, layer: int) -> KeysValues:
+        """Where a layer's keys and values lie, past and future, `(batch, heads, capacity, head_width)`; for who writes
+        them without `append`. There must be past ones."""
+        stored = self._self[layer]
+        assert stored is not None
+        return stored
+
     def advance(self, steps: int) -> None:
         """Count `steps` more steps as past."""
         self.length += steps

@@ -1,7 +1,9 @@
-"""The step of generation against the decoder's forward pass, which is itself held against transformers'."""
+"""The steps of generation, torch's and that in C, against the decoder's forward pass, which is itself held against
+transformers'."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -11,18 +13,33 @@ from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models import generation
-from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_pack, can_step
+from musicgen_train.models.decode_step import DecodeStep, MakeStep, StepWeights, can_pack, can_step, step_maker
 from musicgen_train.models.kv_cache import KVCache
+from musicgen_train.models.native_step import NativeStep, can_step_natively
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
 # Wide enough for oneDNN's product in all matrices of a layer but those of the attention.
 WIDE = {"hidden_size": 192, "ffn_dim": 768, "num_attention_heads": 3}
+# The C code wants sizes that are multiples of eight; heads of 24 numbers, here.
+EIGHTS = {"hidden_size": 48, "num_attention_heads": 2}
 KINDS: dict[str, dict[str, Any]] = {
-    "small": {},
+    "small": EIGHTS,
+    "heads of 12": {},
     "wide": WIDE,
-    "stereo": tiny.STEREO,
+    "stereo": {**EIGHTS, **tiny.STEREO},
     "relu": {**WIDE, "activation_function": "relu"},
 }
+
+WAYS = ("torch", "native")
+
+
+def step_of(way: str, model: MusicgenForCausalLM, rows: int) -> MakeStep:
+    """The maker of either kind of step."""
+    if way == "torch":
+        return functools.partial(DecodeStep, StepWeights(model, rows))
+    if not can_step_natively(model, rows):
+        pytest.skip("not for the C code, or no C compiler here")
+    return functools.partial(NativeStep, model)
 
 
 def build(**overrides: Any) -> MusicgenForCausalLM:
@@ -53,7 +70,9 @@ def random_ids(model: MusicgenForCausalLM) -> torch.Tensor:
 
 
 @torch.no_grad()
-def stepped(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor], guided: bool) -> Any:
+def stepped(
+    model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor], guided: bool, way: str = "torch"
+) -> Any:
     """Logits after each column but the first two, which fill the cache: `(steps, rows, codebooks, codes)`."""
     states, mask = text.get("encoder_hidden_states"), text.get("encoder_attention_mask")
     if guided:
@@ -67,8 +86,8 @@ def stepped(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, t
     decoder = model.model.decoder
     first = decoder.embed(ids_BKS[..., :2].repeat(repeats, 1, 1))
     decoder(first, text_states=states, text_mask=null_mask, cache=cache)
-    step = DecodeStep(StepWeights(model, repeats * ROWS), cache, STEPS, mask, guided)
-    return torch.stack([step(ids_BKS[..., place]) for place in range(2, STEPS)])
+    step = step_of(way, model, repeats * ROWS)(cache, STEPS, mask, guided)
+    return torch.stack([step(ids_BKS[..., place]).clone() for place in range(2, STEPS)])
 
 
 @torch.no_grad()
@@ -77,20 +96,22 @@ def forward(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, t
     return logits.unflatten(0, (ROWS, -1))[:, :, 2:].permute(2, 0, 1, 3)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_text", [True, False])
-def test_a_step_computes_what_the_forward_pass_does(kind: str, with_text: bool) -> None:
+def test_a_step_computes_what_the_forward_pass_does(kind: str, with_text: bool, way: str) -> None:
     model = build(**KINDS[kind])
     text = request(model) if with_text else {}
     ids = random_ids(model)
-    assert_close(stepped(model, ids, text, guided=False), forward(model, ids, text), rtol=1e-5, atol=2e-5)
+    assert_close(stepped(model, ids, text, guided=False, way=way), forward(model, ids, text), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_null_rows_of_guidance_are_those_of_a_forward_pass_without_text(kind: str) -> None:
+def test_null_rows_of_guidance_are_those_of_a_forward_pass_without_text(kind: str, way: str) -> None:
     model = build(**KINDS[kind])
     text, ids = request(model), random_ids(model)
-    conditional, null = stepped(model, ids, text, guided=True).chunk(2, dim=1)
+    conditional, null = stepped(model, ids, text, guided=True, way=way).chunk(2, dim=1)
     assert_close(conditional, forward(model, ids, text), rtol=1e-5, atol=2e-5)
     assert_close(null, forward(model, ids, {}), rtol=1e-5, atol=2e-5)
 
@@ -114,9 +135,10 @@ def test_packed_weights_are_used_where_they_pay_and_torch_has_them() -> None:
     assert not can_pack(torch.zeros(768, 192, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_generation_is_the_same_step_by_step_and_by_the_forward_pass(
-    guidance_scale: float, monkeypatch: pytest.MonkeyPatch
+    guidance_scale: float, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(**WIDE)
     settings = {"max_new_tokens": 30, "guidance_scale": guidance_scale, "do_sample": True, "top_k": 20}
@@ -127,19 +149,61 @@ def test_generation_is_the_same_step_by_step_and_by_the_forward_pass(
         return codes
 
     calls = 0
-    call = DecodeStep.__call__
 
-    def counting(self: DecodeStep, ids_BK: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return call(self, ids_BK)
+    def counting(model: MusicgenForCausalLM, rows: int) -> MakeStep:
+        def make(*window: Any) -> Any:
+            step = step_of(way, model, rows)(*window)
 
-    monkeypatch.setattr(DecodeStep, "__call__", counting)
+            def call(ids_BK: torch.Tensor) -> torch.Tensor:
+                nonlocal calls
+                calls += 1
+                return step(ids_BK)
+
+            return call
+
+        return make
+
+    monkeypatch.setattr(generation, "step_maker", counting)
     by_steps = generate()
     assert calls == 30 - 1
-    monkeypatch.setattr(generation, "can_step", lambda model: False)
+    monkeypatch.setattr(generation, "step_maker", lambda model, rows: None)
     assert torch.equal(by_steps, generate())
     assert calls == 30 - 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_any_number_of_threads_shares_a_native_step(threads: int) -> None:
+    model = build(**EIGHTS, **tiny.STEREO)
+    text, ids = request(model), random_ids(model)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        logits = stepped(model, ids, text, guided=False, way="native")
+    finally:
+        torch.set_num_threads(usual)
+    assert_close(logits, forward(model, ids, text), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 7, 16])
+def test_native_steps_of_any_number_of_rows(rows: int) -> None:
+    # A vocabulary that nothing divides.
+    model = build(**EIGHTS, vocab_size=61, pad_token_id=61, bos_token_id=61, decoder_start_token_id=61)
+    ids = torch.randint(0, 61, (rows, model.num_codebooks, 4), generator=torch.Generator().manual_seed(1))
+    cache = KVCache(model.config.num_hidden_layers, capacity=1)
+    with torch.no_grad():
+        model.model.decoder(model.model.decoder.embed(ids[..., :1]), cache=cache)
+        step = step_of("native", model, rows)(cache, 4, None, False)
+        logits = torch.stack([step(ids[..., place]).clone() for place in range(1, 4)])
+        expected = model(ids, use_cache=False).logits.unflatten(0, (rows, -1))[:, :, 1:].permute(2, 0, 1, 3)
+    assert_close(logits, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_what_the_c_code_does_not_know_is_left_to_torch() -> None:
+    assert not can_step_natively(build(**EIGHTS, activation_function="silu"), 2)
+    assert not can_step_natively(build(), 2)  # heads of 12 numbers
+    assert not can_step_natively(build(**EIGHTS).to(torch.bfloat16), 2)
+    assert not can_step_natively(build(**EIGHTS), 64)  # arithmetic, not reading, is what takes time
+    assert step_maker(build(**EIGHTS, activation_function="silu"), 2) is not None
 
 
 def test_a_decoder_that_is_hooked_or_wrapped_goes_its_own_way() -> None:

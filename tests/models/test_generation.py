@@ -28,6 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "stereo": {"decoder": tiny.STEREO},
     "equal-widths": {"decoder": {"hidden_size": 20}},
     "gated-text": {"text": tiny.GATED_TEXT},
+    # Sizes that the step in C takes.
+    "eights": {"decoder": {"hidden_size": 48}},
 }
 Pair = tuple[Any, MusicgenForConditionalGeneration]
 

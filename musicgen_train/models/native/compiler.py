@@ -1,0 +1,104 @@
+"""C files of this package, compiled for the processor at hand when they are first needed, and kept.
+
+A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`) under a name that says what it was made
+from: another source, compiler or processor makes another one. It takes half a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "MUSICGEN_TRAIN_NATIVE"
+"""Environment variable; `0` leaves everything to torch."""
+
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
+
+
+@functools.cache
+def load_library(source_name: str) -> ctypes.CDLL | None:
+    """The compiled library of a C file beside this one; None if it is switched off or cannot be had here.
+
+    Why it cannot is logged, once.
+    """
+    if os.environ.get(SWITCH, "").strip() == "0":
+        return None
+    source = Path(__file__).with_name(source_name)
+    compiler = _compiler()
+    if compiler is None:
+        logger.info("no C compiler here ($CC, cc, gcc, clang): %s is left to torch, which is slower", source_name)
+        return None
+    try:
+        return _library(source, compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        logger.info(
+            "%s was not compiled by %s, and is left to torch, which is slower: %s", source_name, compiler, reason
+        )
+        return None
+
+
+def _compiler() -> str | None:
+    candidates = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def _library(source: Path, compiler: str) -> ctypes.CDLL:
+    made_from = [source.read_text(), _version(compiler), *_FLAGS, _processor()]
+    name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
+    folder = _cache_folder()
+    if folder is None:
+        # Loaded, it needs no file any more.
+        with tempfile.TemporaryDirectory() as work:
+            return ctypes.CDLL(str(_compile(source, compiler, Path(work))))
+    if not (folder / name).exists():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as work:
+            # At once: another process may be looking.
+            _compile(source, compiler, Path(work)).replace(folder / name)
+    return ctypes.CDLL(str(folder / name))
+
+
+def _cache_folder() -> Path | None:
+    """None if it cannot be written to."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _compile(source: Path, compiler: str, work: Path) -> Path:
+    object_file, library = str(work / "object.o"), work / "library.so"
+    _run([compiler, *_FLAGS, "-c", str(source), "-o", object_file])
+    # Linked without -fopenmp: the threads are to be those of torch, whose OpenMP runtime is already in the process.
+    _run([compiler, "-shared", object_file, "-o", str(library), "-lm"])
+    return library
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join([platform.machine(), platform.processor(), *told])

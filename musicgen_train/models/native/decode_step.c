@@ -1,0 +1,273 @@
+/* One step of generation on a CPU, in float32: the ids of one column in, the logits of the next one out.
+ *
+ * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
+ * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
+ * threads hand each other is the little that lies between two products. `native_step.py` fills the structures below and
+ * says what is computed; field by field they are the same there.
+ *
+ * Axes: R rows, D width, N heads, H head width, F inner width, S steps, L text length, K codebooks, V codes.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Eight numbers, wherever they lie: the compiler splits them where a processor's registers are narrower. */
+typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
+enum { LANES = 8 };
+
+typedef struct {
+    const float *self_norm_weight, *self_norm_bias; /* D */
+    const float *query, *key, *value, *self_out;    /* D x D, as all matrices: outputs x inputs */
+    const float *cross_norm_weight, *cross_norm_bias;
+    const float *cross_query, *cross_out;
+    const float *final_norm_weight, *final_norm_bias;
+    const float *fc1, *fc2;              /* F x D and D x F */
+    float *keys, *values;                /* R x N x capacity x H */
+    const float *text_keys, *text_values; /* text_rows x N x L x H; the first `text_rows` rows have a text */
+} Layer;
+
+typedef struct {
+    int64_t rows, width, heads, inner_width, num_layers, num_codebooks, vocab_size;
+    int64_t capacity, text_rows, text_length, threads, activation;
+    float norm_epsilon;
+    const float *const *embeddings; /* K pointers to V + 1 rows of D */
+    const Layer *layers;
+    const float *final_norm_weight, *final_norm_bias;
+    const float *const *heads_weights; /* K pointers to V x D */
+    const float *positions;            /* S x D */
+    const uint8_t *text_seen;          /* text_rows x L: 0 for padding; null where all is seen */
+    float *scratch;                    /* `decode_step_scratch` numbers */
+    float *logits;                     /* R x K x V */
+} Step;
+
+enum { GELU = 0, RELU = 1 };
+
+static inline float sum_of(vec v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+/* A few rows against a few outputs, all kept in registers: `rows` and `outputs` are constants wherever it is called. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const float *states,
+                                                       int64_t states_stride, const float *weight,
+                                                       int64_t weight_stride, int64_t inputs, float *products,
+                                                       int64_t products_stride) {
+    vec sums[4][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) sums[r][o] = (vec){0};
+    for (int64_t i = 0; i < inputs; i += LANES) {
+        vec weights[4];
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) {
+            /* What the next tile reads here; left alone, the processor looks no further than a row. */
+            __builtin_prefetch(weight + (o + 4) * weight_stride + i);
+            weights[o] = *(const vec *)(weight + o * weight_stride + i);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            const vec state = *(const vec *)(states + r * states_stride + i);
+#pragma GCC unroll 4
+            for (int o = 0; o < outputs; o++) sums[r][o] += state * weights[o];
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) products[r * products_stride + o] = sum_of(sums[r][o]);
+}
+
+/* products[r][o] = states[r] . weight[o] for the outputs from `begin` to `end`, all rows. */
+static void multiply(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t begin, int64_t end,
+                     float *products, int64_t products_stride) {
+    int64_t o = begin;
+    for (; o + 4 <= end; o += 4) {
+        const float *w = weight + o * inputs;
+        int64_t r = 0;
+        /* Two outputs at a time: with four rows, more would not fit into sixteen registers. */
+        for (; r + 4 <= rows; r += 4) {
+            const float *x = states + r * inputs;
+            float *y = products + r * products_stride + o;
+            tile(4, 2, x, inputs, w, inputs, inputs, y, products_stride);
+            tile(4, 2, x, inputs, w + 2 * inputs, inputs, inputs, y + 2, products_stride);
+        }
+        for (; r + 2 <= rows; r += 2)
+            tile(2, 4, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+                 products_stride);
+        if (r < rows)
+            tile(1, 4, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+                 products_stride);
+    }
+    for (; o < end; o++)
+        for (int64_t r = 0; r < rows; r++)
+            tile(1, 1, states + r * inputs, inputs, weight + o * inputs, inputs, inputs,
+                 products + r * products_stride + o, products_stride);
+}
+
+/* Layer normalization (Ba et al. 2016) of each row. */
+static void normalize(const float *states, int64_t rows, int64_t width, const float *weight, const float *bias,
+                      float epsilon, float *normal) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = states + r * width;
+        float *y = normal + r * width;
+        vec sum = {0}, squares = {0};
+        for (int64_t i = 0; i < width; i += LANES) sum += *(const vec *)(x + i);
+        const float mean = sum_of(sum) / (float)width;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const vec off = *(const vec *)(x + i) - mean;
+            squares += off * off;
+        }
+        const float scale = 1.0f / sqrtf(sum_of(squares) / (float)width + epsilon);
+        for (int64_t i = 0; i < width; i += LANES)
+            *(vec *)(y + i) =
+                (*(const vec *)(x + i) - mean) * scale * *(const vec *)(weight + i) + *(const vec *)(bias + i);
+    }
+}
+
+/* softmax(q K^T / sqrt(H)) V (Vaswani et al. 2017) of one query; `seen` may be null. */
+static void attend(const float *query, const float *keys, const float *values, int64_t length, int64_t head_width,
+                   const uint8_t *seen, float *scores, float *mixed) {
+    const float scale = 1.0f / sqrtf((float)head_width);
+    multiply(query, 1, head_width, keys, 0, length, scores, length);
+    float highest = -INFINITY, total = 0.0f;
+    for (int64_t s = 0; s < length; s++) {
+        scores[s] = seen && !seen[s] ? -INFINITY : scores[s] * scale;
+        highest = scores[s] > highest ? scores[s] : highest;
+    }
+    for (int64_t s = 0; s < length; s++) {
+        scores[s] = expf(scores[s] - highest);
+        total += scores[s];
+    }
+    memset(mixed, 0, (size_t)head_width * sizeof(float));
+    for (int64_t s = 0; s < length; s++)
+        for (int64_t i = 0; i < head_width; i += LANES)
+            *(vec *)(mixed + i) += scores[s] * *(const vec *)(values + s * head_width + i);
+    for (int64_t i = 0; i < head_width; i += LANES) *(vec *)(mixed + i) /= total;
+}
+
+static inline float activated(float x, int64_t activation) {
+    if (activation == RELU) return x > 0.0f ? x : 0.0f;
+    return 0.5f * x * (1.0f + erff(x * 0.70710678f)); /* GELU (Hendrycks & Gimpel 2016) */
+}
+
+/* The part of `total` that one of the threads does: whole groups of `group`. */
+static void share(int64_t total, int64_t group, int64_t thread, int64_t threads, int64_t *begin, int64_t *end) {
+    const int64_t groups = (total + group - 1) / group;
+    *begin = groups * thread / threads * group;
+    *end = groups * (thread + 1) / threads * group;
+    if (*end > total) *end = total;
+    if (*begin > total) *begin = total;
+}
+
+static int64_t longest(const Step *step) {
+    return step->capacity > step->text_length ? step->capacity : step->text_length;
+}
+
+static int64_t widest(const Step *step) {
+    return step->inner_width > step->width ? step->inner_width : step->width;
+}
+
+/* Numbers of scratch memory that a step needs. */
+int64_t decode_step_scratch(const Step *step) {
+    const int64_t shared = step->rows * (5 * step->width + step->inner_width);
+    const int64_t of_a_thread = step->rows * widest(step) + longest(step);
+    return shared + step->threads * of_a_thread;
+}
+
+/* ids: batch x K, `rows / batch` times the same; length: steps in the cache, where this one is written. */
+void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t length) {
+    const int64_t rows = step->rows, width = step->width, heads = step->heads, inner_width = step->inner_width;
+    const int64_t head_width = width / heads, text_rows = step->text_rows, text_length = step->text_length;
+    float *const hidden = step->scratch;            /* R x D */
+    float *const projected = hidden + rows * width; /* R x 3 D: queries, keys and values side by side */
+    float *const mixed = projected + rows * 3 * width;
+    float *const inner = mixed + rows * width; /* R x F */
+    float *const of_threads = inner + rows * inner_width;
+
+#pragma omp parallel num_threads((int)step->threads)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        float *const local = of_threads + thread * (rows * widest(step) + longest(step));
+        float *const scores = local + rows * widest(step);
+        int64_t begin, end;
+
+        share(width, LANES, thread, threads, &begin, &end);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = begin; i < end; i += LANES) {
+                vec sum = {0};
+                for (int64_t k = 0; k < step->num_codebooks; k++) {
+                    const int64_t id = ids[r % batch * step->num_codebooks + k];
+                    sum += *(const vec *)(step->embeddings[k] + id * width + i);
+                }
+                *(vec *)(hidden + r * width + i) = sum + *(const vec *)(step->positions + length * width + i);
+            }
+#pragma omp barrier
+
+        for (const Layer *layer = step->layers; layer < step->layers + step->num_layers; layer++) {
+            /* Normalizing is less work than waiting for one another: every thread does it for itself. */
+            normalize(hidden, rows, width, layer->self_norm_weight, layer->self_norm_bias, step->norm_epsilon, local);
+            share(width, 4, thread, threads, &begin, &end);
+            const float *const projections[3] = {layer->query, layer->key, layer->value};
+            for (int part = 0; part < 3; part++)
+                multiply(local, rows, width, projections[part], begin, end, projected + part * width, 3 * width);
+#pragma omp barrier
+            share(rows * heads, 1, thread, threads, &begin, &end);
+            for (int64_t task = begin; task < end; task++) {
+                const int64_t row = task / heads, head = task % heads;
+                const float *const own = projected + row * 3 * width + head * head_width;
+                float *const keys = layer->keys + task * step->capacity * head_width;
+                float *const values = layer->values + task * step->capacity * head_width;
+                memcpy(keys + length * head_width, own + width, (size_t)head_width * sizeof(float));
+                memcpy(values + length * head_width, own + 2 * width, (size_t)head_width * sizeof(float));
+                attend(own, keys, values, length + 1, head_width, NULL, scores, mixed + row * width + head * head_width);
+            }
+#pragma omp barrier
+            share(width, 4, thread, threads, &begin, &end);
+            multiply(mixed, rows, width, layer->self_out, begin, end, local, width);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+#pragma omp barrier
+
+            if (text_rows) {
+                normalize(hidden, text_rows, width, layer->cross_norm_weight, layer->cross_norm_bias,
+                          step->norm_epsilon, local);
+                multiply(local, text_rows, width, layer->cross_query, begin, end, projected, width);
+#pragma omp barrier
+                int64_t first, last;
+                share(text_rows * heads, 1, thread, threads, &first, &last);
+                for (int64_t task = first; task < last; task++) {
+                    const int64_t row = task / heads, at = row * width + task % heads * head_width;
+                    const uint8_t *const seen = step->text_seen ? step->text_seen + row * text_length : NULL;
+                    attend(projected + at, layer->text_keys + task * text_length * head_width,
+                           layer->text_values + task * text_length * head_width, text_length, head_width, seen, scores,
+                           mixed + at);
+                }
+#pragma omp barrier
+                multiply(mixed, text_rows, width, layer->cross_out, begin, end, local, width);
+                for (int64_t r = 0; r < text_rows; r++)
+                    for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+#pragma omp barrier
+            }
+
+            normalize(hidden, rows, width, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, local);
+            int64_t first, last;
+            share(inner_width, 4, thread, threads, &first, &last);
+            multiply(local, rows, width, layer->fc1, first, last, inner, inner_width);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t o = first; o < last; o++)
+                    inner[r * inner_width + o] = activated(inner[r * inner_width + o], step->activation);
+#pragma omp barrier
+            multiply(inner, rows, inner_width, layer->fc2, begin, end, local, width);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+#pragma omp barrier
+        }
+
+        normalize(hidden, rows, width, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, local);
+        share(step->vocab_size, 4, thread, threads, &begin, &end);
+        for (int64_t k = 0; k < step->num_codebooks; k++)
+            multiply(local, rows, width, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
+                     step->num_codebooks * step->vocab_size);
+    }
+}

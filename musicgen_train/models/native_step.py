@@ -1,0 +1,198 @@
+"""`DecodeStep` in C, for decoders in float32 on a CPU: a step then takes little longer than reading its weights once.
+
+It computes what `decode_step.DecodeStep` does, with the weights where they are: nothing is packed or copied, and files
+that are mapped stay mapped. The C side is `native/decode_step.c`, compiled when it is first needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from musicgen_train.models.kv_cache import KVCache
+from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.positions import sinusoidal_positions
+
+if TYPE_CHECKING:
+    from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
+
+_ACTIVATIONS = {"gelu": 0, "relu": 1}
+# The C code reads eight numbers at a time.
+_LANES = 8
+# With more rows than this a step is bound by arithmetic, and torch's matrix product does more of it in a second.
+_MOST_ROWS = 16
+
+_POINTER = ctypes.c_void_p
+_LAYER_POINTERS = (
+    *("self_norm_weight", "self_norm_bias", "query", "key", "value", "self_out"),
+    *("cross_norm_weight", "cross_norm_bias", "cross_query", "cross_out"),
+    *("final_norm_weight", "final_norm_bias", "fc1", "fc2"),
+    *("keys", "values", "text_keys", "text_values"),
+)
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, _POINTER) for name in _LAYER_POINTERS]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("rows", "width", "heads", "inner_width", "num_layers", "num_codebooks", "vocab_size"),
+                *("capacity", "text_rows", "text_length", "threads", "activation"),
+            )
+        ),
+        ("norm_epsilon", ctypes.c_float),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("embeddings", "layers", "final_norm_weight", "final_norm_bias", "heads_weights", "positions"),
+                *("text_seen", "scratch", "logits"),
+            )
+        ),
+    ]
+
+
+class NativeStep:
+    """Logits after one more column of ids, for one window of a request; the arguments are those of `DecodeStep`.
+
+    Args:
+        model: must be `can_step_natively`.
+        cache: holds the steps so far and the text's keys and values, of all rows; it moves on with every call.
+        steps: of the window, the first columns included.
+        text_mask_BL: 0 for padding; None for no text.
+        guided: the cache's second half of rows has the null condition and the same codes as the first.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: MusicgenForCausalLM,
+        cache: KVCache,
+        steps: int,
+        text_mask_BL: torch.Tensor | None,
+        guided: bool,
+    ) -> None:
+        self._cache = cache
+        self._kept: list[Any] = []
+        """Whose memory the C side reads."""
+        config, decoder = model.config, model.model.decoder
+        cache.reserve(steps)
+        stored = [cache.buffers(layer) for layer in range(len(cache))]
+        self._rows = len(stored[0][0])
+        self._batch = self._rows // 2 if guided else self._rows
+        self._num_codebooks = model.num_codebooks
+        text: list[tuple[torch.Tensor, ...]] = [() for _ in stored]
+        if text_mask_BL is not None:
+            with_text = len(text_mask_BL)
+            text = [
+                tuple(each[:with_text].contiguous() for each in cache.require_cross(layer))
+                for layer in range(len(cache))
+            ]
+        seen = None
+        if text_mask_BL is not None and not bool(text_mask_BL.all()):
+            seen_BL = text_mask_BL.bool()
+            # A row with no text sees all its positions, as in the forward pass.
+            seen = (seen_BL | ~seen_BL.any(dim=-1, keepdim=True)).to(torch.uint8).contiguous()
+        layers = (_Layer * len(stored))()
+        for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
+            tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
+            for name, tensor in zip(_LAYER_POINTERS, tensors, strict=False):
+                setattr(entry, name, self._pointer(tensor))
+        positions_SD = sinusoidal_positions(0, steps, config.hidden_size, torch.device("cpu"))
+        self.logits = torch.empty(self._rows, model.num_codebooks, config.vocab_size)
+        self._kept.append(layers)
+        self._step = _Step(
+            rows=self._rows,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            inner_width=config.ffn_dim,
+            num_layers=len(stored),
+            num_codebooks=model.num_codebooks,
+            vocab_size=config.vocab_size,
+            capacity=stored[0][0].shape[2],
+            text_rows=0 if text_mask_BL is None else len(text_mask_BL),
+            text_length=0 if text_mask_BL is None else text_mask_BL.shape[1],
+            threads=torch.get_num_threads(),
+            activation=_ACTIVATIONS[config.activation_function],
+            norm_epsilon=decoder.layer_norm.eps,
+            embeddings=self._pointers(cast(nn.Embedding, table).weight for table in decoder.embed_tokens),
+            layers=ctypes.addressof(layers),
+            final_norm_weight=self._pointer(decoder.layer_norm.weight),
+            final_norm_bias=self._pointer(decoder.layer_norm.bias),
+            heads_weights=self._pointers(cast(nn.Linear, head).weight for head in model.lm_heads),
+            positions=self._pointer(positions_SD),
+            text_seen=None if seen is None else self._pointer(seen),
+            logits=self._pointer(self.logits),
+        )
+        library = _library()
+        assert library is not None
+        library.decode_step_scratch.restype = ctypes.c_int64
+        scratch = torch.empty(library.decode_step_scratch(ctypes.byref(self._step)))
+        self._step.scratch = self._pointer(scratch)
+        self._run = library.decode_step
+
+    def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
+        """Logits of the next column, float32 `(rows, codebooks, vocab_size)`, in memory that the next call uses again.
+
+        Args:
+            ids_BK: int64, the newest column.
+        """
+        ids_BK = ids_BK.contiguous()
+        self._run(
+            ctypes.byref(self._step),
+            _POINTER(ids_BK.data_ptr()),
+            ctypes.c_int64(self._batch),
+            ctypes.c_int64(self._cache.length),
+        )
+        self._cache.advance(1)
+        return self.logits
+
+    def _pointer(self, tensor: torch.Tensor) -> int:
+        assert tensor.is_contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _pointers(self, tensors: Iterable[torch.Tensor]) -> int:
+        addresses = [self._pointer(tensor) for tensor in tensors]
+        array = (_POINTER * len(addresses))(*addresses)
+        self._kept.append(array)
+        return ctypes.addressof(array)
+
+
+def _weights(layer: MusicgenDecoderLayer) -> tuple[torch.Tensor, ...]:
+    """In the order of `_LAYER_POINTERS`."""
+    own, cross = layer.self_attn, layer.encoder_attn
+    return (
+        *(layer.self_attn_layer_norm.weight, layer.self_attn_layer_norm.bias),
+        *(own.q_proj.weight, own.k_proj.weight, own.v_proj.weight, own.out_proj.weight),
+        *(layer.encoder_attn_layer_norm.weight, layer.encoder_attn_layer_norm.bias),
+        *(cross.q_proj.weight, cross.out_proj.weight),
+        *(layer.final_layer_norm.weight, layer.final_layer_norm.bias, layer.fc1.weight, layer.fc2.weight),
+    )
+
+
+def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
+    """Whether `NativeStep` can do the steps of a model that `can_step`, and is the fastest to."""
+    config = model.config
+    head_width = config.hidden_size // config.num_attention_heads
+    parameters = [*model.model.parameters(), *model.lm_heads.parameters()]
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.float32
+        and rows <= _MOST_ROWS
+        and config.activation_function in _ACTIVATIONS
+        and all(size % _LANES == 0 for size in (config.hidden_size, head_width, config.ffn_dim))
+        and all(parameter.is_contiguous() for parameter in parameters)
+        and _library() is not None
+    )
+
+
+def _library() -> ctypes.CDLL | None:
+    return load_library("decode_step.c")
