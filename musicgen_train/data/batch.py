@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from musicgen_train.data.shared_block import SharedBlock, take_block
 from musicgen_train.models.delay_pattern import training_labels
 from musicgen_train.models.loss import IGNORE
 
@@ -89,8 +90,9 @@ class Batch:
 class PackedBatch:
     """A batch on its way: what is pickled as this is a `Batch` where it is unpickled."""
 
-    block: torch.Tensor
-    """uint8: the states `(B, L, D)` in `states_dtype`, then the codes `(B, K, T)` as int16, padded as in `Batch`."""
+    block: torch.Tensor | SharedBlock
+    """uint8: the states `(B, L, D)` in `states_dtype`, then the codes `(B, K, T)` as int16, padded as in `Batch`.
+    Shared where the batch is on its way to another process."""
     states_dtype: torch.dtype
     text_width: int
     num_codebooks: int
@@ -108,14 +110,18 @@ class PackedBatch:
         """`(B, L, D)`, a view of the block."""
         # At least one position, so that attention has something to be masked from.
         shape = (len(self.texts), max(1, *self.texts), self.text_width)
-        return self.block[: self._states_bytes].view(self.states_dtype).view(shape)
+        return self._content[: self._states_bytes].view(self.states_dtype).view(shape)
 
     @property
     def codes(self) -> torch.Tensor:
         """`(B, K, T)`, a view of the block."""
         # Of at least one frame, so that a model can run on it.
         shape = (len(self.lengths), self.num_codebooks, max(1, *self.lengths))
-        return self.block[self._states_bytes :].view(torch.int16).view(shape)
+        return self._content[self._states_bytes : self.bytes].view(torch.int16).view(shape)
+
+    @property
+    def _content(self) -> torch.Tensor:
+        return self.block.bytes if isinstance(self.block, SharedBlock) else self.block
 
     @property
     def _states_bytes(self) -> int:
@@ -146,7 +152,11 @@ class PackedBatch:
 
 
 def _unpacked(*values: Any) -> Batch:
-    return PackedBatch(*values).unpack()
+    packed = PackedBatch(*values)
+    batch = packed.unpack()
+    if isinstance(packed.block, SharedBlock):
+        packed.block.busy = False
+    return batch
 
 
 def pack(examples: Sequence[Example], text_width: int) -> PackedBatch:
@@ -186,9 +196,6 @@ def delivered(packed: PackedBatch) -> PackedBatch | Batch:
     return packed.unpack() if get_worker_info() is None else packed
 
 
-def _block(size: int) -> torch.Tensor:
-    if get_worker_info() is None:
-        return torch.empty(size, dtype=torch.uint8)
-    # Shared with the process it goes to, as torch's own collate does it. Through a pipe a worker could not end any more
-    # where nobody reads what it has sent.
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+def _block(size: int) -> torch.Tensor | SharedBlock:
+    # Through a pipe, a worker could not end any more where nobody reads what it has sent.
+    return torch.empty(size, dtype=torch.uint8) if get_worker_info() is None else take_block(size)

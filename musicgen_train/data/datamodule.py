@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from musicgen_train.data.batch import Batch, Example, PackedBatch, collate, delivered, pack
+from musicgen_train.data.keyed_random import uniform
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.data.mix import MixOrder, MixPart, require_compatible
 from musicgen_train.data.stream import (
@@ -26,8 +27,6 @@ from musicgen_train.data.stream import (
 )
 from musicgen_train.latents.manifest import Manifest
 
-# Keeps the generators of clips apart from those of the stream's order.
-_CLIP = 2
 # Enough to tell how much of a run's batches is padding.
 _STEPS_LOOKED_AT = 128
 
@@ -270,8 +269,7 @@ class TrainingClips(Dataset[PackedBatch]):
         self.frames_of = [_cropped(dataset.frames, crop_frames) for dataset in datasets]
         """Per dataset int32 `(clips,)`, the length of each clip as it is trained on."""
         self._cfg_dropout = cfg_dropout
-        # As numpy divides it up.
-        self._seed_words = [seed >> bit & 0xFFFF_FFFF for bit in range(0, max(1, seed.bit_length()), 32)]
+        self._seed = seed
 
     @property
     def frames(self) -> np.ndarray:
@@ -290,16 +288,21 @@ class TrainingClips(Dataset[PackedBatch]):
         return f"row {row} of {source.folder} ({clip.track} at {clip.start_seconds:g} s)"
 
     def __getitem__(self, micro_batch: MicroBatch) -> PackedBatch:
-        examples = [self.example(draw) for draw in micro_batch.draws]
+        examples = self.examples(micro_batch.draws)
         batch = pack(examples, self.datasets[0].manifest.text_width)
         batch.step_frames = micro_batch.step_frames
         batch.index = micro_batch.index
         batch.clips = tuple((draw.dataset, draw.row) for draw in micro_batch.draws)
         return batch
 
-    def example(self, draw: Draw) -> Example:
-        """One clip, as it is drawn."""
-        which, where, null = self._random(draw)
+    def examples(self, draws: Sequence[Draw]) -> list[Example]:
+        """Clips, as they are drawn. It does not matter which process asks, when, and together with which others."""
+        choices_N3 = uniform(self._seed, np.array(draws, dtype=np.int64).reshape(-1, 3), count=3)
+        return [self._example(draw, *choices) for draw, choices in zip(draws, choices_N3.tolist(), strict=True)]
+
+    def _example(self, draw: Draw, which: float, where: float, null: float) -> Example:
+        """One clip, after three choices from 0 to 1: its caption, the place of the crop, and whether to drop the
+        caption."""
         dataset = self.datasets[draw.dataset]
         clip, frames = dataset[draw.row], int(self.frames_of[draw.dataset][draw.row])
         first = int(where * (clip.codes_KT.shape[1] - frames + 1))
@@ -307,14 +310,6 @@ class TrainingClips(Dataset[PackedBatch]):
         if clip.captions and null >= self._cfg_dropout:
             states = dataset.states(clip.captions[int(which * len(clip.captions))])
         return Example(clip.codes_KT[:, first : first + frames], states)
-
-    def _random(self, draw: Draw) -> list[float]:
-        """Three numbers from 0 to 1 that are a draw's own: it does not matter which process asks, or when.
-
-        They are those of `np.random.default_rng([seed, _CLIP, *draw])`, which takes twice as long to make.
-        """
-        words = np.array([*self._seed_words, _CLIP, draw.dataset, draw.epoch, draw.row], dtype=np.uint32)
-        return np.random.Generator(np.random.PCG64(words)).random(3).tolist()
 
 
 class ValidationClips(Dataset[PackedBatch]):

@@ -1,4 +1,4 @@
-"""Reading a latent dataset, memory-mapped: one clip in some tens of microseconds, whatever its number.
+"""Reading a latent dataset: one clip in some tens of microseconds, whatever its number.
 
 Axes: K codebooks, T frames, L text length, D text width.
 """
@@ -33,11 +33,21 @@ class Clip:
     """One row of a split."""
 
     codes_KT: np.ndarray
-    """int16, aligned; a read-only view of the file."""
+    """int16, aligned."""
     captions: list[int]
     """Rows of the captions; none is the null condition."""
-    track: str
-    start_seconds: float
+    _table: MappedTable
+    _row: int
+
+    @property
+    def track(self) -> str:
+        """Name of the file it is from; read when it is asked for, since training does not."""
+        return self._table.text("track", self._row)
+
+    @property
+    def start_seconds(self) -> float:
+        """Where in that file it begins."""
+        return self._table.real("start_seconds", self._row)
 
 
 class LatentDataset:
@@ -73,7 +83,7 @@ class LatentDataset:
         Raises:
             ValueError: the row is damaged: its size or a code does not fit the manifest.
         """
-        packed = self._clips.binary("codes", row)
+        packed = self._clips.read("codes", row)
         codebooks, frames = self.manifest.num_codebooks, int(self.frames[row])
         if len(packed) != 2 * codebooks * frames:
             raise self._damaged(f"row {row} holds {len(packed)} bytes for {codebooks} x {frames} codes")
@@ -84,14 +94,14 @@ class LatentDataset:
         return Clip(
             codes_KT=codes_KT,
             captions=self._clips.integers("captions", row),
-            track=self._clips.text("track", row),
-            start_seconds=self._clips.real("start_seconds", row),
+            _table=self._clips,
+            _row=row,
         )
 
     def states(self, caption: int) -> torch.Tensor:
         """Text states of a caption, `(L, D)` in the manifest's dtype."""
         length = self._texts.integer("length", caption)
-        states = unpack_states(self._texts.binary("states", caption), length, self.manifest.states_dtype)
+        states = unpack_states(self._texts.read("states", caption), length, self.manifest.states_dtype)
         if states.shape[1] != self.manifest.text_width:
             raise self._damaged(f"caption {caption} has states {list(states.shape)}")
         return states

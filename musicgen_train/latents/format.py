@@ -58,8 +58,8 @@ def pack_codes(codes_KT: torch.Tensor) -> bytes:
     return codes_KT.to("cpu", torch.int16).contiguous().numpy().astype("<i2", copy=False).tobytes()
 
 
-def unpack_codes(packed: bytes | memoryview, num_codebooks: int) -> np.ndarray:
-    """The inverse of `pack_codes`: int16 `(K, T)`, a read-only view of `packed`."""
+def unpack_codes(packed: bytes | bytearray | memoryview, num_codebooks: int) -> np.ndarray:
+    """The inverse of `pack_codes`: int16 `(K, T)`, a view of `packed`."""
     return np.frombuffer(packed, dtype="<i2").reshape(num_codebooks, -1)
 
 
@@ -76,6 +76,7 @@ def pack_states(states_LD: torch.Tensor, dtype: str) -> bytes:
     return packed.view(torch.uint8).numpy().tobytes()
 
 
-def unpack_states(packed: bytes | memoryview, length: int, dtype: str) -> torch.Tensor:
-    """The inverse of `pack_states`: a copy, `(L, D)`."""
-    return torch.frombuffer(bytearray(packed), dtype=STATES_DTYPES[dtype]).view(length, -1)
+def unpack_states(packed: bytes | bytearray | memoryview, length: int, dtype: str) -> torch.Tensor:
+    """The inverse of `pack_states`: `(L, D)`, in the memory of a bytearray, or a copy of anything else."""
+    own = packed if isinstance(packed, bytearray) else bytearray(packed)
+    return torch.frombuffer(own, dtype=STATES_DTYPES[dtype]).view(length, -1)

@@ -16,7 +16,6 @@ from tiny_run import TRAIN, VALIDATION
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.data.stream import Draw
 
 
 def settings(folder: Path, **changes: Any) -> DataSettings:
@@ -101,14 +100,6 @@ def test_each_caption_is_drawn_and_so_is_none(composite: Path, tmp_path: Path) -
         length = int(batch.text_mask.sum())
         if length:
             assert torch.equal(batch.text_states[0], text.states((length - 3) // 2).float())
-
-
-@pytest.mark.parametrize("seed", [0, 1234, 2**32, 2**70 + 5])
-def test_what_is_drawn_for_a_clip_is_numpys_own(latents: Path, seed: int) -> None:
-    clips = module_of(latents, seed=seed).train_clips
-    for draw in (Draw(0, 0, 0), Draw(1, 12345, 6)):
-        expected = np.random.default_rng([seed, 2, draw.dataset, draw.epoch, draw.row]).random(3)
-        assert clips._random(draw) == expected.tolist()
 
 
 def test_the_whole_step_is_known_to_each_of_its_parts(latents: Path) -> None:

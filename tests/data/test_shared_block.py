@@ -1,0 +1,94 @@
+"""Blocks of memory between a worker and the process that trains: sent once, used again, never overwritten early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from musicgen_train.data import shared_block
+from musicgen_train.data.shared_block import SharedBlock, take_block
+
+ITEMS = 60
+
+
+class Message:
+    """A block that says what should be in it; it stays busy until it is read."""
+
+    def __init__(self, block: SharedBlock, number: int, size: int) -> None:
+        self.block, self.number, self.size = block, number, size
+
+    @property
+    def intact(self) -> bool:
+        """Whether all of it is its number still."""
+        return bool((self.block.bytes[: self.size] == self.number).all())
+
+
+class Messages(Dataset[Message]):
+    """Messages of two sizes; the second comes when the blocks of the first are there."""
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __getitem__(self, number: int) -> Message:
+        size = 1000 if number < ITEMS // 2 else 5000
+        block = take_block(size)
+        block.bytes[:size] = number
+        return Message(block, number, size)
+
+
+def same(item: Message) -> Message:
+    """A collate function that leaves all as it is."""
+    return item
+
+
+@pytest.fixture(autouse=True)
+def nothing_received() -> Iterator[None]:
+    shared_block._received_from.clear()
+    yield
+    shared_block._received_from.clear()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_blocks_are_used_again_and_keep_what_is_in_them(start: str) -> None:
+    loader = DataLoader(
+        Messages(), batch_size=None, collate_fn=same, num_workers=1, prefetch_factor=3, multiprocessing_context=start
+    )
+    names = set()
+    late: list[Message] = []
+    for number, message in enumerate(loader):
+        assert message.number == number
+        names.add(message.block.name)
+        # Read three messages late: the worker has gone on, and must not have written into them.
+        late.append(message)
+        if len(late) == 4:
+            oldest = late.pop(0)
+            assert oldest.intact
+            oldest.block.busy = False
+    assert all(message.intact for message in late)
+    # Of either size as many as were in use at once, at most: three kept here, three ahead, one in the making.
+    assert len(names) <= 2 * 7
+
+
+def test_blocks_of_workers_that_have_ended_are_forgotten() -> None:
+    for _ in range(3):
+        for message in DataLoader(Messages(), batch_size=None, collate_fn=same, num_workers=2):
+            message.block.busy = False
+    assert len({process for process, _ in shared_block._received_from}) <= 2
+
+
+def test_a_block_that_is_free_and_large_enough_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_block, "_own", [])
+    first = take_block(100)
+    second = take_block(100)
+    assert first is not second
+    first.busy = False
+    assert take_block(100) is first
+    second.busy = False
+    larger = take_block(1000)
+    assert larger.bytes.shape[0] >= 1000
+    assert larger.bytes.dtype == torch.uint8
+    # The free one was too small and is gone; the other is in use.
+    assert shared_block._own == [first, larger]
