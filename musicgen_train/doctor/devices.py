@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
+from musicgen_train.models.native_step import reason_for_torch
 from musicgen_train.provenance.machine import available_cores, driver_version
 
 _GIB = 2**30
@@ -55,6 +56,7 @@ def look_at_devices() -> Iterator[Finding]:
     else:
         yield note("GPU", "none: everything runs on the CPU, which suits small models and tries")
     yield from _threads()
+    yield _generation()
     yield from _shared_memory()
 
 
@@ -88,6 +90,13 @@ def _threads() -> Iterator[Finding]:
         yield note("threads", f"{shown}: more than cores, they wait for each other", f"export OMP_NUM_THREADS={cores}")
     else:
         yield ok("threads", shown)
+
+
+def _generation() -> Finding:
+    reason = reason_for_torch()
+    if reason is None:
+        return ok("generation", "on the CPU, in float32, by compiled C")
+    return note("generation", f"on the CPU by torch, which is slower: {reason}", "install a C compiler, e.g. gcc")
 
 
 def _shared_memory() -> Iterator[Finding]:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from musicgen_train.models.attention import cross_attention_mask
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.native.compiler import load_library, reason_without
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
     from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
 
+_SOURCE = "decode_step.c"
 _ACTIVATIONS = {"gelu": 0, "relu": 1}
 # The C code reads eight numbers at a time.
 _LANES = 8
@@ -79,37 +81,37 @@ class NativeStep:
         text_mask_BL: torch.Tensor | None,
         guided: bool,
     ) -> None:
-        self._cache = cache
-        self._kept: list[Any] = []
-        """Whose memory the C side reads."""
         config, decoder = model.config, model.model.decoder
         cache.reserve(steps)
         stored = [cache.buffers(layer) for layer in range(len(cache))]
-        self._rows = len(stored[0][0])
-        self._batch = self._rows // 2 if guided else self._rows
-        self._num_codebooks = model.num_codebooks
+        rows = len(stored[0][0])
         text: list[tuple[torch.Tensor, ...]] = [() for _ in stored]
+        text_rows, text_length, seen_BL = 0, 0, None
         if text_mask_BL is not None:
-            with_text = len(text_mask_BL)
+            text_rows, text_length = text_mask_BL.shape
             text = [
-                tuple(each[:with_text].contiguous() for each in cache.require_cross(layer))
+                tuple(each[:text_rows].contiguous() for each in cache.require_cross(layer))
                 for layer in range(len(cache))
             ]
-        seen = None
-        if text_mask_BL is not None and not bool(text_mask_BL.all()):
-            seen_BL = text_mask_BL.bool()
-            # A row with no text sees all its positions, as in the forward pass.
-            seen = (seen_BL | ~seen_BL.any(dim=-1, keepdim=True)).to(torch.uint8).contiguous()
+            if not bool(text_mask_BL.all()):
+                allowed = cross_attention_mask(text_mask_BL).allowed
+                assert allowed is not None
+                seen_BL = allowed[:, 0, 0].to(torch.uint8)
+
+        self._cache = cache
+        self._batch = rows // 2 if guided else rows
+        # Everything whose memory the C side reads.
+        self._kept: list[Any] = []
         layers = (_Layer * len(stored))()
+        self._kept.append(layers)
         for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
             tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
+            # Without a text, the last two stay empty.
             for name, tensor in zip(_LAYER_POINTERS, tensors, strict=False):
                 setattr(entry, name, self._pointer(tensor))
-        positions_SD = sinusoidal_positions(0, steps, config.hidden_size, torch.device("cpu"))
-        self.logits = torch.empty(self._rows, model.num_codebooks, config.vocab_size)
-        self._kept.append(layers)
+        self._logits = torch.empty(rows, model.num_codebooks, config.vocab_size)
         self._step = _Step(
-            rows=self._rows,
+            rows=rows,
             width=config.hidden_size,
             heads=config.num_attention_heads,
             inner_width=config.ffn_dim,
@@ -117,8 +119,8 @@ class NativeStep:
             num_codebooks=model.num_codebooks,
             vocab_size=config.vocab_size,
             capacity=stored[0][0].shape[2],
-            text_rows=0 if text_mask_BL is None else len(text_mask_BL),
-            text_length=0 if text_mask_BL is None else text_mask_BL.shape[1],
+            text_rows=text_rows,
+            text_length=text_length,
             threads=torch.get_num_threads(),
             activation=_ACTIVATIONS[config.activation_function],
             norm_epsilon=decoder.layer_norm.eps,
@@ -127,15 +129,14 @@ class NativeStep:
             final_norm_weight=self._pointer(decoder.layer_norm.weight),
             final_norm_bias=self._pointer(decoder.layer_norm.bias),
             heads_weights=self._pointers(cast(nn.Linear, head).weight for head in model.lm_heads),
-            positions=self._pointer(positions_SD),
-            text_seen=None if seen is None else self._pointer(seen),
-            logits=self._pointer(self.logits),
+            positions=self._pointer(sinusoidal_positions(0, steps, config.hidden_size, torch.device("cpu"))),
+            text_seen=None if seen_BL is None else self._pointer(seen_BL),
+            logits=self._pointer(self._logits),
         )
-        library = _library()
+        library = load_library(_SOURCE)
         assert library is not None
         library.decode_step_scratch.restype = ctypes.c_int64
-        scratch = torch.empty(library.decode_step_scratch(ctypes.byref(self._step)))
-        self._step.scratch = self._pointer(scratch)
+        self._step.scratch = self._pointer(torch.empty(library.decode_step_scratch(ctypes.byref(self._step))))
         self._run = library.decode_step
 
     def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
@@ -152,7 +153,7 @@ class NativeStep:
             ctypes.c_int64(self._cache.length),
         )
         self._cache.advance(1)
-        return self.logits
+        return self._logits
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         assert tensor.is_contiguous()
@@ -190,9 +191,10 @@ def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
         and config.activation_function in _ACTIVATIONS
         and all(size % _LANES == 0 for size in (config.hidden_size, head_width, config.ffn_dim))
         and all(parameter.is_contiguous() for parameter in parameters)
-        and _library() is not None
+        and load_library(_SOURCE) is not None
     )
 
 
-def _library() -> ctypes.CDLL | None:
-    return load_library("decode_step.c")
+def reason_for_torch() -> str | None:
+    """Why steps on a CPU are done by torch here, whatever the model; None if they need not be."""
+    return reason_without(_SOURCE)

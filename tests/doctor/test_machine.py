@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from musicgen_train.doctor import devices
 from musicgen_train.doctor.__main__ import main
 from musicgen_train.doctor.devices import look_at_devices, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
@@ -174,3 +175,11 @@ def test_a_folder_that_cannot_be_written_is_wrong(monkeypatch: pytest.MonkeyPatc
 def test_a_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     assert of_topic(list(look_at_disks(tmp_path)), "output").status == Status.WRONG
+
+
+@pytest.mark.parametrize(("reason", "status"), [(None, Status.OK), ("no C compiler here", Status.NOTE)])
+def test_who_generates_on_the_cpu(reason: str | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "reason_for_torch", lambda: reason)
+    found = of_topic(list(look_at_devices()), "generation")
+    assert found.status is status
+    assert (reason or "compiled C") in found.what

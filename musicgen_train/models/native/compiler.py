@@ -25,27 +25,33 @@ SWITCH = "MUSICGEN_TRAIN_NATIVE"
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
 
 
-@functools.cache
 def load_library(source_name: str) -> ctypes.CDLL | None:
-    """The compiled library of a C file beside this one; None if it is switched off or cannot be had here.
+    """The compiled library of a C file beside this one; None if it is switched off or cannot be had here."""
+    loaded = _load(source_name)
+    return None if isinstance(loaded, str) else loaded
 
-    Why it cannot is logged, once.
-    """
+
+def reason_without(source_name: str) -> str | None:
+    """Why there is no library of that file; None if there is one."""
+    loaded = _load(source_name)
+    return loaded if isinstance(loaded, str) else None
+
+
+@functools.cache
+def _load(source_name: str) -> ctypes.CDLL | str:
     if os.environ.get(SWITCH, "").strip() == "0":
-        return None
-    source = Path(__file__).with_name(source_name)
+        return f"{SWITCH}=0"
     compiler = _compiler()
     if compiler is None:
-        logger.info("no C compiler here ($CC, cc, gcc, clang): %s is left to torch, which is slower", source_name)
-        return None
+        return "no C compiler here ($CC, cc, gcc, clang)"
     try:
-        return _library(source, compiler)
+        return _library(Path(__file__).with_name(source_name), compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         logger.info(
             "%s was not compiled by %s, and is left to torch, which is slower: %s", source_name, compiler, reason
         )
-        return None
+        return f"not compiled by {compiler}: {reason}"
 
 
 def _compiler() -> str | None:
