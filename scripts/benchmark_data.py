@@ -22,12 +22,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import gc
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -44,7 +41,19 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 import torch
-from benchmark import CODEC_32KHZ, SMALL_T5, T5_BASE, cpu_name, fit_codebooks, git, progress, quiet, synthetic_audio
+from benchmark_cases import CODEC_32KHZ, SMALL_T5, T5_BASE, fit_codebooks, synthetic_audio
+from benchmark_tools import (
+    environment,
+    fact_lines,
+    megabytes,
+    positive,
+    progress,
+    quiet,
+    require_folders,
+    status_bytes,
+    table_line,
+    three_digits,
+)
 
 from musicgen_train.latents.format import (
     CAPTION_FEATURES,
@@ -88,8 +97,13 @@ def main(arguments: list[str]) -> int:
         }
         for part in options.only:
             tables[part] = measure[part](options, Path(name))
-    facts = environment(arguments, options)
-    text = "\n\n".join(["\n".join(f"- {name}: {value}" for name, value in facts.items()), *map(str, tables.values())])
+    facts = environment(
+        Path(__file__).name,
+        arguments,
+        {name: version(name) for name in ("torch", "numpy", "datasets", "pyarrow", "soundfile")},
+        figures=f"median (min-max) of {options.repeats} processes each",
+    )
+    text = "\n\n".join(["\n".join(fact_lines(facts)), *map(str, tables.values())])
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")
@@ -103,16 +117,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it cannot be understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", default=PARTS, help="of: %(choices)s")
-    parser.add_argument("--repeats", type=_positive, default=3, help="of each measurement (default: 3)")
+    parser.add_argument("--repeats", type=positive, default=3, help="of each measurement (default: 3)")
     parser.add_argument(
         "--rows",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=[1000, 10_000, 100_000, 1_000_000],
         metavar="N",
         help="of the latent datasets (default: 1000 10000 100000 1000000, which takes 5 GB of temporary files)",
     )
-    parser.add_argument("--reads", type=_positive, default=3200, help="rows that are read (default: 3200)")
+    parser.add_argument("--reads", type=positive, default=3200, help="rows that are read (default: 3200)")
     parser.add_argument("--minutes", type=_above_zero, default=6.0, help="of audio to preprocess (default: 6)")
     parser.add_argument(
         "--encoders", choices=ENCODERS, default="full", help="of preprocessing: full size, or tiny ones (default: full)"
@@ -120,9 +134,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there")
     options = parser.parse_args(arguments)
-    for path in filter(None, (options.json, options.markdown)):
-        if not path.absolute().parent.is_dir():  # said now, not after the measurement
-            parser.error(f"there is no folder {path.parent} to write {path.name} into")
+    require_folders(parser, options.json, options.markdown)
     return options
 
 
@@ -144,7 +156,7 @@ def measure_latents(options: argparse.Namespace, root: Path) -> Table:
         columns = ("first_access", "rows", "examples", "batches", "loader")
         rates = [spread([options.reads / run[name] for run in runs]) for name in columns]
         memory = [
-            " / ".join(f"{statistics.median(run[when][kind] for run in runs) / 1e6:,.0f} MB" for kind in range(2))
+            " / ".join(megabytes(statistics.median(run[when][kind] for run in runs)) for kind in range(2))
             for when in ("opened", "read")
         ]
         seconds = f"{frames / FRAME_RATE:g}"
@@ -523,9 +535,9 @@ def seconds(action: Callable[[], object]) -> float:
 def memory() -> tuple[int, int]:
     """Bytes of this process in memory: its own, and with those of mapped files. Zeros but on Linux."""
     gc.collect()
-    status = Path("/proc/self/status")
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-    own, whole = (int(lines.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "VmRSS"))
+    path = Path("/proc/self/status")
+    status = path.read_text() if path.exists() else ""
+    own, whole = (status_bytes(status, name) or 0 for name in ("RssAnon", "VmRSS"))
     return own, whole
 
 
@@ -537,25 +549,6 @@ def forget(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def environment(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, str]:
-    """Where, when and with what a run took place."""
-    machine = f"{cpu_name()}, {os.cpu_count()} cores"
-    if hasattr(os, "getloadavg"):
-        machine += f"; load {os.getloadavg()[0]:.1f} at the end"
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "scripts/benchmark_data.py", *arguments]),
-        "machine": machine,
-        "versions": f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "datasets", "pyarrow", "soundfile")),
-        "figures": f"median (min-max) of {options.repeats} processes each",
-    }
-    commit = git("rev-parse", "--short", "HEAD")
-    if commit:
-        facts["commit"] = commit + (", with changes" if git("status", "--porcelain") else "")
-    return facts
 
 
 @dataclass
@@ -575,23 +568,13 @@ class Table:
 
     def __str__(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(line)} |" for line in lines)])
+        return "\n".join([f"{self.title}:", "", *map(table_line, lines)])
 
 
 def spread(values: Sequence[float]) -> str:
     """Median and range, with three digits or all before the point."""
-    middle, low, high = (_three_digits(value) for value in (statistics.median(values), min(values), max(values)))
+    middle, low, high = (three_digits(value) for value in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low}-{high})"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
-    return int(text)
 
 
 def _above_zero(text: str) -> float:

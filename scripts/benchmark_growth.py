@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import SIZES, Plan, environment, progress, synchronize
+from benchmark_cases import SIZES, Plan
+from benchmark_tools import fact_lines, progress, synchronize
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models.delay_pattern import training_labels
@@ -35,11 +36,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     plan = Plan.of(options)
     torch.set_num_threads(plan.threads)
-    print(
-        "\n".join(
-            f"- {name}: {value}" for name, value in environment(plan, arguments, script=Path(__file__).name).items()
-        )
-    )
+    print("\n".join(fact_lines(plan.environment(Path(__file__).name, arguments))))
     for axis in options.only or VALUES:
         print(f"\n| {axis} | training step | frames/s | generation, per step | frames/s |")
         print("| --- | --- | --- | --- | --- |")

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import benchmark_cases
+import benchmark_tools
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -79,12 +81,12 @@ def test_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_both_sides_in_half_precision(benchmark: ModuleType, tmp_path: Path) -> None:
-    plan = benchmark.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
-    benchmark.write_models(plan, tmp_path)
-    sessions = [benchmark.Session(side, tmp_path) for side in (benchmark.OURS, benchmark.THEIRS)]
+    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
+    benchmark_cases.write_models(plan, tmp_path)
+    sessions = [benchmark.Session(side, tmp_path) for side in (benchmark_cases.OURS, benchmark_cases.THEIRS)]
     for case in ("forward", "train", "generate-1", "encode", "text"):
         ours, theirs = (results_of(session, case, tmp_path) for session in sessions)
-        dtype = benchmark.TASKS[case].precision(plan)
+        dtype = benchmark_cases.TASKS[case].precision(plan)
         assert dtype == (torch.float32 if case == "encode" else torch.bfloat16)
         agreement = benchmark.compare(ours, theirs, dtype)
         assert agreement.holds, f"{case}: {agreement.text}"
@@ -153,7 +155,7 @@ def test_ratio_is_the_median_over_neighbouring_runs(benchmark: ModuleType) -> No
 
 
 def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType) -> None:
-    plan = benchmark.Plan.of(benchmark.parse(list(TINY)))
+    plan = benchmark_cases.Plan.of(benchmark.parse(list(TINY)))
     width, layers, codebooks = 48, 2, 4
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder)).eval()
     ids = torch.zeros(plan.batch * codebooks, plan.frames, dtype=torch.long)
@@ -163,32 +165,32 @@ def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType) -> N
         model(ids, encoder_hidden_states=text, use_cache=False)
     steps = plan.frames
     masked = plan.batch * layers * 2 * (2 * width) * (steps * (steps - 1) // 2)  # torch counts what causality hides
-    assert benchmark.forward_flops(plan) == counter.get_total_flops() - masked
-    assert benchmark.TASKS["train"].work(plan).flops == 3 * benchmark.forward_flops(plan)
+    assert benchmark_cases.forward_flops(plan) == counter.get_total_flops() - masked
+    assert benchmark_cases.TASKS["train"].work(plan).flops == 3 * benchmark_cases.forward_flops(plan)
 
 
 def test_weights_read_in_a_step_of_generation(benchmark: ModuleType) -> None:
-    plan = benchmark.Plan.of(benchmark.parse(list(TINY)))
+    plan = benchmark_cases.Plan.of(benchmark.parse(list(TINY)))
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder))
     read = [
         parameter.numel()
         for name, parameter in model.named_parameters()
         if "embed_tokens" not in name and "encoder_attn.k_proj" not in name and "encoder_attn.v_proj" not in name
     ]
-    assert benchmark.weights_read_per_step(plan) == sum(read)
+    assert benchmark_cases.weights_read_per_step(plan) == sum(read)
 
 
 def test_share_of_the_roofline(benchmark: ModuleType) -> None:
     roofline = benchmark.Roofline(flops_per_s=100.0, bytes_per_s=10.0)
-    assert roofline.share(benchmark.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
-    assert roofline.share(benchmark.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
-    assert roofline.share(benchmark.Work(1, "tokens/s"), seconds=2.0) is None
+    assert roofline.share(benchmark_cases.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
+    assert roofline.share(benchmark_cases.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
+    assert roofline.share(benchmark_cases.Work(1, "tokens/s"), seconds=2.0) is None
     assert roofline.share(None, seconds=2.0) is None
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
-def test_peak_memory_sees_what_was_freed_again(benchmark: ModuleType) -> None:
-    memory = benchmark.PeakMemory("cpu")
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    memory = benchmark_tools.PeakMemory("cpu")
     held_before = torch.ones(2**23)  # 32 MB, no part of the growth
     memory.restart()
     torch.ones(2**24).sum()  # 64 MB
@@ -214,7 +216,7 @@ def test_row_of_imports(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) 
         return (3.0, 30) if "transformers" in statement else (1.5, 20) if "musicgen" in statement else (1.0, 10)
 
     monkeypatch.setattr(benchmark, "time_import", instead)
-    row = benchmark.measure_imports(benchmark.Plan.of(benchmark.parse(list(TINY))))
+    row = benchmark.measure_imports(benchmark_cases.Plan.of(benchmark.parse(list(TINY))))
     assert row.ratio == 2.0
     assert row.remark == "import torch alone: 1.00 s (1.00-1.00)"
     assert (row.ours.peak_bytes, row.theirs.peak_bytes, row.torch_alone.peak_bytes) == (20, 30, 10)
@@ -226,7 +228,7 @@ def test_row_of_imports(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) 
 def test_a_worker_that_fails_is_told(benchmark: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # No plan lies in this folder.
     failure = pytest.raises(RuntimeError, match="the process of musicgen_train ended with code 1 at open")
-    with benchmark.Worker(benchmark.OURS, tmp_path) as worker, failure:
+    with benchmark.Worker(benchmark_cases.OURS, tmp_path) as worker, failure:
         worker.ask("open", case="forward")
     assert "plan.json" in capfd.readouterr().err
 
