@@ -37,7 +37,10 @@ demo: install  ## Make music: a corpus, latents, fine-tuning of the small model 
 	@echo 'Open $(DEMO)/report/report.html: samples with spectrograms, each number explained beside it.'
 
 DEMO_MODEL := outputs/demo-model
-DEMO_MIX := data=mix 'data.mix=[{path: $(DEMO_MODEL)/latents-more, weight: 0.7}, {path: $(DEMO_MODEL)/latents-named, weight: 0.3}]'
+# Three corpora of ten seconds a track; of the second every caption names tempo and key.
+demo_mix = data=mix 'data.mix=[{path: $(DEMO_MODEL)/latents-more, weight: $(1)}, {path: $(DEMO_MODEL)/latents-named, \
+	weight: $(2)}$(if $(3),$(comma) {path: $(DEMO_MODEL)/latents-third$(comma) weight: $(3)})]'
+comma := ,
 
 .PHONY: demo-model
 demo-model: install  ## Make the encoders and the decoder that ship anew, from seeds (2 cores, some hours; killed, it goes on)
@@ -57,11 +60,23 @@ demo-model: install  ## Make the encoders and the decoder that ship anew, from s
 	test -d $(DEMO_MODEL)/latents-named || $(BIN)/python scripts/preprocess.py input=$(DEMO_MODEL)/music-named \
 		output=$(DEMO_MODEL)/latents-named encoders=$(DEMO_MODEL)/encoders/composite clip_seconds=10.24 \
 		split.validation=0.02 captions.fields=[description] captions.tags=false captions.variants=1
-	$(BIN)/python scripts/train.py experiment=demo_model_more $(DEMO_MIX) schedule=constant schedule.warmup_steps=60 \
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(call demo_mix,0.7,0.3) schedule=constant schedule.warmup_steps=60 \
 		trainer.max_steps=1547 init_from=$(DEMO_MODEL)/run-long/composite output=$(DEMO_MODEL)/run-more resume=auto
-	$(BIN)/python scripts/train.py experiment=demo_model_more $(DEMO_MIX) schedule.warmup_steps=10 seed=1 \
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(call demo_mix,0.7,0.3) schedule.warmup_steps=10 seed=1 \
 		init_from=$(DEMO_MODEL)/run-more/composite output=$(DEMO_MODEL)/run-last resume=auto
-	$(BIN)/python -m musicgen_train.demo ship $(DEMO_MODEL)/run-last/composite $(DEMO_MODEL)/encoders/composite
+	$(BIN)/python -m musicgen_train.demo corpus $(DEMO_MODEL)/music-third --tracks 3000 --seconds 10.24 --seed 14
+	test -d $(DEMO_MODEL)/latents-third || $(BIN)/python scripts/preprocess.py input=$(DEMO_MODEL)/music-third \
+		output=$(DEMO_MODEL)/latents-third encoders=$(DEMO_MODEL)/encoders/composite clip_seconds=10.24 \
+		split.validation=0.02
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(call demo_mix,0.18,0.12,0.7) schedule=constant schedule.warmup_steps=40 \
+		trainer.max_steps=2152 seed=2 validate_every=250 init_from=$(DEMO_MODEL)/run-last/composite \
+		output=$(DEMO_MODEL)/run-third resume=auto
+	$(BIN)/python scripts/train.py experiment=demo_model_short $(call demo_mix,0.2,0.3,0.5) schedule=constant schedule.warmup_steps=20 \
+		seed=4 init_from=$(DEMO_MODEL)/run-third/composite output=$(DEMO_MODEL)/run-short resume=auto
+	$(BIN)/python scripts/train.py experiment=demo_model_more $(call demo_mix,0.2,0.3,0.5) schedule.warmup_steps=10 \
+		trainer.max_steps=240 seed=5 init_from=$(DEMO_MODEL)/run-short/composite output=$(DEMO_MODEL)/run-final \
+		resume=auto
+	$(BIN)/python -m musicgen_train.demo ship $(DEMO_MODEL)/run-final/composite $(DEMO_MODEL)/encoders/composite
 
 .PHONY: test
 test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)

@@ -53,8 +53,10 @@ says. Made in {text_seconds} s on one core. What it tells of held-out captions, 
 
 {decoder_weights:,} weights in float16, trained on 2000 tracks with `configs/experiment/demo_model.yaml` (4000 steps of
 80 s of music, five seconds at a time), then `demo_model_long.yaml` (1000 steps of 92 s, 15 seconds at a time), then on
-3,479 other tracks of ten seconds with `demo_model_more.yaml` (1947 steps of 82 s, each from the track's start). What it
-does with held-out captions is measured by the control test: see `docs/demo.md` of the project.
+other tracks of ten seconds with `demo_model_more.yaml`, each from the track's start: 3,479 of them (1947 steps of 82
+s), then 3,000 more beside those (2152 steps); then in pieces of 1.28 s with `demo_model_short.yaml` (572 steps of 82
+s), and 240 steps of ten seconds again. What it does with held-out captions is measured by the control test: see
+`docs/demo.md` of the project.
 
 ## Made by
 

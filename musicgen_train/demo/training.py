@@ -37,6 +37,7 @@ RECORD = "encoders.json"
 
 # The corpora that the codec is trained and measured on, and not those that the decoder is.
 _TRAINING_SEED, _HELD_OUT_SEED = 101, 202
+_FROZEN = ("audio_encoder.", "text_encoder.")
 _SECONDS = 15.36  # whole frames
 
 
@@ -126,7 +127,7 @@ def ship(composite: str | os.PathLike[str], encoders: str | os.PathLike[str], fo
     """Put a trained composite into as few bytes as keep its codes: the codec in float32, all else in float16.
 
     The codec's weights span more than float16 can hold, and codes must not change; the text encoder was rounded to
-    float16 before it was used.
+    float16 before it was used. The decoder keeps no more than the seven bits of mantissa that bfloat16 has.
 
     Args:
         composite: of a run that was trained on latents of these encoders.
@@ -146,16 +147,17 @@ def ship(composite: str | os.PathLike[str], encoders: str | os.PathLike[str], fo
         ours, theirs = getattr(model, part).state_dict(), getattr(frozen, part).state_dict()
         if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
             raise ValueError(f"the {part} of {source} is not that of {encoders}")
-    state = {
-        name: value if name.startswith("audio_encoder.") or not value.is_floating_point() else value.half()
-        for name, value in model.state_dict().items()
-    }
+    # Frozen parts first, in a file of their own: it stays as it is when the decoder is trained anew, and a repository
+    # keeps it once.
+    named = sorted(model.state_dict().items(), key=lambda entry: not entry[0].startswith(_FROZEN))
+    state = {name: _shrunk(name, value) for name, value in named}
+    frozen_bytes = sum(value.nbytes for name, value in state.items() if name.startswith(_FROZEN))
     # So small a model keeps time better where its unlikely codes are less likely still.
     model.generation_config.temperature = 0.7
     if target.exists():
         shutil.rmtree(target)
     with atomic_folder(target) as staging:
-        model.save_pretrained(staging, state_dict=state)
+        model.save_pretrained(staging, state_dict=state, max_shard_size=frozen_bytes)
         # Most numbers are float16, and would tell transformers to load the codec in it.
         config = read_json(staging / "config.json")
         write_json(staging / "config.json", _with_float32(config))
@@ -167,6 +169,12 @@ def ship(composite: str | os.PathLike[str], encoders: str | os.PathLike[str], fo
         }
         (staging / "README.md").write_text(card(read_json(staging / RECORD), sizes))
     return target
+
+
+def _shrunk(name: str, value: torch.Tensor) -> torch.Tensor:
+    if name.startswith("audio_encoder.") or not value.is_floating_point():
+        return value
+    return value.half() if name.startswith(_FROZEN) else value.bfloat16().half()
 
 
 def _music(seed: int, clips: int) -> list[torch.Tensor]:
