@@ -65,7 +65,12 @@ def clip(index: int, seconds: float = 4.0) -> torch.Tensor:
 def test_the_folder_is_a_whole_composite(tmp_path: Path) -> None:
     folder = demo_encoders(tmp_path / "encoders")
     names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "model.safetensors.index.json", "generation_config.json", "preprocessor_config.json"} <= names
+    assert {
+        "config.json",
+        "model.safetensors.index.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+    } <= names
     assert {"spiece.model", "tokenizer_config.json", "processor_config.json", "README.md", "encoders.json"} <= names
     model = MusicgenForConditionalGeneration.from_pretrained(folder)
     processor = MusicgenProcessor.from_pretrained(folder)
