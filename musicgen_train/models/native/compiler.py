@@ -75,11 +75,11 @@ def _library(source: Path, compiler: str) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path | None:
-    """None if it cannot be written to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
+    """None if there is none, or it cannot be written to."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter from a user without a home, as in some containers
         return None
     return folder if os.access(folder, os.W_OK) else None
 
