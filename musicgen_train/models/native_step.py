@@ -33,6 +33,7 @@ _LAYER_POINTERS = (
     *("self_norm_weight", "self_norm_bias", "query", "key", "value", "self_out"),
     *("cross_norm_weight", "cross_norm_bias", "cross_query", "cross_out"),
     *("final_norm_weight", "final_norm_bias", "fc1", "fc2"),
+    # The last two stay empty where there is no text.
     *("keys", "values", "text_keys", "text_values"),
 )
 
@@ -82,7 +83,7 @@ class NativeStep:
         guided: bool,
     ) -> None:
         config, decoder = model.config, model.model.decoder
-        cache.reserve(steps)
+        cache.reserve(steps - 1)  # the last column is never fed
         stored = [cache.buffers(layer) for layer in range(len(cache))]
         rows = len(stored[0][0])
         text: list[tuple[torch.Tensor, ...]] = [() for _ in stored]
@@ -106,8 +107,7 @@ class NativeStep:
         self._kept.append(layers)
         for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
             tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
-            # Without a text, the last two stay empty.
-            for name, tensor in zip(_LAYER_POINTERS, tensors, strict=False):
+            for name, tensor in zip(_LAYER_POINTERS[: len(tensors)], tensors, strict=True):
                 setattr(entry, name, self._pointer(tensor))
         self._logits = torch.empty(rows, model.num_codebooks, config.vocab_size)
         self._step = _Step(

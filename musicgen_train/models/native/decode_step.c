@@ -105,6 +105,14 @@ static void multiply(const float *states, int64_t rows, int64_t inputs, const fl
                  products + r * products_stride + o, products_stride);
 }
 
+/* sums[r][o] += states[r] . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
+static void add_products(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t outputs,
+                         int64_t begin, int64_t end, float *products, float *sums) {
+    multiply(states, rows, inputs, weight, begin, end, products, outputs);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
+}
+
 /* Layer normalization (Ba et al. 2016) of each row. */
 static void normalize(const float *states, int64_t rows, int64_t width, const float *weight, const float *bias,
                       float epsilon, float *normal) {
@@ -224,9 +232,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             }
 #pragma omp barrier
             share(width, 4, thread, threads, &begin, &end);
-            multiply(mixed, rows, width, layer->self_out, begin, end, local, width);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+            add_products(mixed, rows, width, layer->self_out, width, begin, end, local, hidden);
 #pragma omp barrier
 
             if (text_rows) {
@@ -244,9 +250,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                            mixed + at);
                 }
 #pragma omp barrier
-                multiply(mixed, text_rows, width, layer->cross_out, begin, end, local, width);
-                for (int64_t r = 0; r < text_rows; r++)
-                    for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+                add_products(mixed, text_rows, width, layer->cross_out, width, begin, end, local, hidden);
 #pragma omp barrier
             }
 
@@ -258,9 +262,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                 for (int64_t o = first; o < last; o++)
                     inner[r * inner_width + o] = activated(inner[r * inner_width + o], step->activation);
 #pragma omp barrier
-            multiply(inner, rows, inner_width, layer->fc2, begin, end, local, width);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t o = begin; o < end; o++) hidden[r * width + o] += local[r * width + o];
+            add_products(inner, rows, inner_width, layer->fc2, width, begin, end, local, hidden);
 #pragma omp barrier
         }
 
