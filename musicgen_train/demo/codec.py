@@ -36,16 +36,8 @@ import torch
 
 from musicgen_train.demo.clusters import fit_vectors, nearest
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.encodec import (
-    Conv,
-    EncodecModel,
-    Kernel,
-    MagnitudeAndDirection,
-    ResidualBlock,
-    ResidualLSTM,
-    TransposedConv,
-    VectorQuantizer,
-)
+from musicgen_train.models.convolutions import Conv, Kernel, MagnitudeAndDirection, ResidualBlock, TransposedConv
+from musicgen_train.models.encodec import EncodecModel, ResidualLSTM, VectorQuantizer
 
 HOP = 640
 BANDS = 44

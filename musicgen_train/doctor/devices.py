@@ -56,7 +56,7 @@ def look_at_devices() -> Iterator[Finding]:
     else:
         yield note("GPU", "none: everything runs on the CPU, which suits small models and tries")
     yield from _threads()
-    yield _generation()
+    yield _c_code()
     yield from _shared_memory()
 
 
@@ -92,11 +92,15 @@ def _threads() -> Iterator[Finding]:
         yield ok("threads", shown)
 
 
-def _generation() -> Finding:
+def _c_code() -> Finding:
     reason = reason_for_torch()
     if reason is None:
-        return ok("generation", "on the CPU, in float32, by compiled C")
-    return note("generation", f"on the CPU by torch, which is slower: {reason}", "install a C compiler, e.g. gcc")
+        return ok("C code", "compiled: generation and the codec, in float32 on the CPU, are done by it")
+    return note(
+        "C code",
+        f"none: generation and the codec on the CPU are left to torch, which is slower: {reason}",
+        "install a C compiler, e.g. gcc",
+    )
 
 
 def _shared_memory() -> Iterator[Finding]:

@@ -1,13 +1,11 @@
 """EnCodec, the neural codec: audio to a few discrete codes per frame, and back.
 
 Axis letters: B batch, N chunks, C channels of audio or width of an activation, L steps at any rate between samples and
-frames, T frames of codes, K codebooks, V codes of a codebook, D width of a code's vector, G taps of a convolution.
+frames, T frames of codes, K codebooks, V codes of a codebook, D width of a code's vector.
 
-Audio is `(B, C, L)` outside. Inside, every activation is `(B, L, C)`: a convolution is then a sum of a few matrix
-products over shifted views of its input (`sum_of_taps`), which copies nothing, and a transposed convolution is an
-ordinary one with `stride` times the width, read back as more steps. On a CPU this takes half the time of
-`torch.nn.functional.conv1d`. The local layers run over segments of the signal (`in_segments`), so activations stay in
-the processor's caches and memory does not grow with the length of the audio.
+Audio is `(B, C, L)` outside. Inside, every activation is `(B, L, C)`, which makes products of convolutions
+(`convolutions.py`). The local layers run over segments of the signal (`in_segments`), so activations stay in the
+processor's caches and memory does not grow with the length of the audio.
 
 Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-dict names are the hub's.
 """
@@ -17,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar, cast
 
@@ -26,6 +24,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from musicgen_train.models.config import EncodecConfig
+from musicgen_train.models.convolutions import Conv, ResidualBlock, TransposedConv
+from musicgen_train.models.native_convolutions import run_layers
+from musicgen_train.models.native_lstm import run_lstm
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
 
@@ -35,8 +36,6 @@ _SEGMENT_VALUES = {"cpu": 2**21}
 _SEGMENT_VALUES_ACCELERATOR = 2**28
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192
-# Inputs narrower than this (audio itself) are gathered into one product: products of one column each are slow.
-_NARROW = 8
 
 
 class EncodecModel(PretrainedModel[EncodecConfig]):
@@ -314,8 +313,8 @@ class Encoder(nn.Module):
         if self.can_split:
             hidden_BTC = in_segments(local, audio_BLC, self.hop_length, 1, self.values_per_frame)
         else:
-            hidden_BTC = local(audio_BLC)
-        return self.layers[self.num_local :](hidden_BTC)
+            hidden_BTC = run_layers(local, audio_BLC)
+        return run_layers(self.layers[self.num_local :], hidden_BTC)
 
 
 class Decoder(nn.Module):
@@ -340,29 +339,11 @@ class Decoder(nn.Module):
         self.can_split = _is_local(config)
 
     def forward(self, latents_BTD: torch.Tensor) -> torch.Tensor:
-        hidden_BTC = self.layers[: self.first_local](latents_BTD)
+        hidden_BTC = run_layers(self.layers[: self.first_local], latents_BTD)
         local = self.layers[self.first_local :]
         if self.can_split:
             return in_segments(local, hidden_BTC, 1, self.hop_length, self.values_per_frame)
-        return local(hidden_BTC)
-
-
-class ResidualBlock(nn.Module):
-    """ELU, a dilated convolution to a smaller width, ELU, a convolution of one step back; plus the input."""
-
-    def __init__(self, config: EncodecConfig, width: int, dilation: int) -> None:
-        super().__init__()
-        inner = width // config.compress
-        self.block = nn.Sequential(
-            nn.ELU(),
-            Conv(config, width, inner, config.residual_kernel_size, dilation=dilation),
-            nn.ELU(),
-            Conv(config, inner, width, 1),
-        )
-        self.shortcut = Conv(config, width, width, 1) if config.use_conv_shortcut else nn.Identity()
-
-    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
-        return self.shortcut(hidden_BLC) + self.block(hidden_BLC)
+        return run_layers(local, hidden_BTC)
 
 
 def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
@@ -378,7 +359,7 @@ class ResidualLSTM(nn.Module):
 
     def forward(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
         hidden_TBC = hidden_BTC.transpose(0, 1)
-        return (self.lstm(hidden_TBC)[0] + hidden_TBC).transpose(0, 1)
+        return (run_lstm(self.lstm, hidden_TBC) + hidden_TBC).transpose(0, 1)
 
 
 class LSTM(nn.LSTM):
@@ -389,266 +370,10 @@ class LSTM(nn.LSTM):
         self.flatten_parameters()
 
 
-class Conv(nn.Module):
-    """A convolution that pads its input, so that L steps become `ceil(L / stride)`. `(B, L, C)` to `(B, L', C')`."""
-
-    def __init__(
-        self, config: EncodecConfig, in_width: int, out_width: int, size: int, stride: int = 1, dilation: int = 1
-    ) -> None:
-        super().__init__()
-        weight_norm = config.norm_type == "weight_norm"
-        self.conv = Kernel((out_width, in_width, size), in_width * size, out_width, stride, conv_taps, weight_norm)
-        if not weight_norm:
-            self.norm = nn.GroupNorm(1, out_width)
-        self.stride = stride
-        self.dilation = dilation
-        self.pad_mode = config.pad_mode
-        padding = (size - 1) * dilation + 1 - stride
-        # Odd totals and odd strides put the larger half on the left.
-        self.pad_right = 0 if config.use_causal_conv else padding // 2
-        self.pad_left = padding - self.pad_right
-
-    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
-        taps_GIO, bias = self.conv.taps()
-        # A last step that the stride leaves incomplete is completed.
-        incomplete = -hidden_BLC.shape[1] % self.stride
-        padded = pad_steps(hidden_BLC, self.pad_left, self.pad_right + incomplete, self.pad_mode)
-        batch, length, width = padded.shape
-        # Steps that one stride covers stand side by side: (B, L, C) to (B, L / stride, stride * C).
-        padded = padded.reshape(batch, length // self.stride, self.stride * width)
-        output = sum_of_taps(padded, taps_GIO, bias, self.dilation)
-        return output if not hasattr(self, "norm") else _group_norm(self.norm, output)
-
-
-class TransposedConv(nn.Module):
-    """A transposed convolution whose kernel is two strides long, cut to `stride` steps for each of its input.
-
-    An output block of `stride` steps sees two steps of the input, the one it belongs to and the one before. So it is
-    an ordinary convolution of two taps that makes whole blocks, `stride * C` wide.
-    """
-
-    def __init__(self, config: EncodecConfig, in_width: int, out_width: int, stride: int) -> None:
-        super().__init__()
-        weight_norm = config.norm_type == "weight_norm"
-        shape = (in_width, out_width, 2 * stride)
-        self.conv = Kernel(shape, in_width * 2, out_width, stride, transposed_conv_taps, weight_norm)
-        if not weight_norm:
-            self.norm = nn.GroupNorm(1, out_width)
-        self.stride = stride
-        self.cut_right = math.ceil(stride * config.trim_right_ratio) if config.use_causal_conv else stride // 2
-        self.cut_left = stride - self.cut_right
-
-    def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
-        taps_GIO, bias = self.conv.taps()
-        padded = F.pad(hidden_BLC, (0, 0, 1, 1))
-        blocks = sum_of_taps(padded, taps_GIO, bias.repeat(self.stride))
-        batch, num_blocks, block_width = blocks.shape
-        # (B, L + 1, stride * C) to (B, (L + 1) * stride, C)
-        output = blocks.view(batch, num_blocks * self.stride, block_width // self.stride)
-        if hasattr(self, "norm"):
-            output = _group_norm(self.norm, output)
-        return output[:, self.cut_left : output.shape[1] - self.cut_right]
-
-
-class Kernel(nn.Module):
-    """Weight and bias of one convolution under the hub's names, given out as the matrices `sum_of_taps` needs.
-
-    Weight norm, w = g * v / ||v|| with one g and one norm per entry of the first axis (Salimans and Kingma, 2016), is
-    written out here rather than taken from `torch.nn.utils.parametrizations`, whose modules cannot be copied or
-    pickled and fold at every access.
-
-    Args:
-        shape: of the weight as stored, `(out, in, size)`, or `(in, out, size)` of a transposed convolution.
-        fan_in: how many inputs one output sums, for the initialization.
-        out_width: length of the bias.
-        stride: of the convolution.
-        arrange: `conv_taps` or `transposed_conv_taps`.
-        weight_norm: whether the weight is stored as g and v.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        fan_in: int,
-        out_width: int,
-        stride: int,
-        arrange: Callable[[torch.Tensor, int], torch.Tensor],
-        weight_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.stride = stride
-        self.arrange = arrange
-        # LeCun et al. 1998. Residual sums grow as much as ELU shrinks, so audio stays of the size of audio to the end.
-        weight = torch.empty(shape).normal_(std=1.0 / math.sqrt(fan_in))
-        if weight_norm:
-            self.parametrizations = nn.ModuleDict({"weight": MagnitudeAndDirection(weight)})
-        else:
-            self.weight = nn.Parameter(weight)
-        bound = 1.0 / math.sqrt(fan_in)
-        self.bias = nn.Parameter(torch.empty(out_width).uniform_(-bound, bound))
-        self._kept: FoldedTaps | None = None
-
-    def taps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The taps `(G, in, out)` and the bias `(out,)`."""
-        sources = self._sources()
-        needs_grad = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        # An inference tensor does not count its changes, so nothing made of it can be kept.
-        if needs_grad or any(source.is_inference() for source in sources):
-            return self.arrange(self._weight(), self.stride), self.bias
-        if self._kept is None or not self._kept.is_of(sources):
-            # Outside of inference mode: what is kept may later take part in a backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = FoldedTaps(self.arrange(self._weight(), self.stride), sources)
-        return self._kept.taps_GIO, self.bias
-
-    def _sources(self) -> tuple[torch.Tensor, ...]:
-        if not hasattr(self, "parametrizations"):
-            return (self.weight,)
-        normed = self.parametrizations["weight"]
-        assert isinstance(normed, MagnitudeAndDirection)
-        return (normed.original0, normed.original1)
-
-    def _weight(self) -> torch.Tensor:
-        return self.weight if not hasattr(self, "parametrizations") else self.parametrizations["weight"]()
-
-    def train(self, mode: bool = True) -> Kernel:
-        self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Kernel:
-        # After moving or casting, what is kept would only keep the old weights from being freed.
-        self._kept = None
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles hold the parameters alone.
-        return {**self.__dict__, "_kept": None}
-
-
-class FoldedTaps:
-    """Taps and what they were made of, to tell whether they still hold."""
-
-    def __init__(self, taps_GIO: torch.Tensor, sources: Sequence[torch.Tensor]) -> None:
-        self.taps_GIO = taps_GIO
-        self._sources = tuple(sources)
-        # Aliases keep the memory, so that its address is not given to other values while it is compared.
-        self._memory = tuple(source.detach() for source in sources)
-        self._versions = tuple(source._version for source in sources)
-
-    def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, in the same memory, and not written to since."""
-        return all(
-            now is then and now.data_ptr() == memory.data_ptr() and now._version == version
-            for now, then, memory, version in zip(sources, self._sources, self._memory, self._versions, strict=True)
-        )
-
-
-class MagnitudeAndDirection(nn.Module):
-    """A weight under weight norm, g and v, under the names torch's parametrizations give them."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        # Without values (meta), computing a norm would have no effect but to import torch's compiler, which takes 1 s.
-        if weight.is_meta:
-            norm = weight.new_empty(len(weight), 1, 1)
-        else:
-            norm = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
-        self.original0 = nn.Parameter(norm)
-        self.original1 = nn.Parameter(weight)
-
-    def forward(self) -> torch.Tensor:
-        stored = self.original1.dtype
-        # Squares of a half-precision weight could leave its range.
-        v = self.original1.to(torch.promote_types(stored, torch.float32))
-        g = self.original0.to(v.dtype)
-        return (v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))).to(stored)
-
-
-def conv_taps(weight_OIL: torch.Tensor, stride: int) -> torch.Tensor:
-    """A convolution's weight `(out, in, G * stride)` as G matrices `(G, stride * in, out)`."""
-    width_out, width_in, size = weight_OIL.shape
-    split = weight_OIL.reshape(width_out, width_in, size // stride, stride)
-    return split.permute(2, 3, 1, 0).reshape(size // stride, stride * width_in, width_out).contiguous()
-
-
-def transposed_conv_taps(weight_IOL: torch.Tensor, stride: int) -> torch.Tensor:
-    """A transposed convolution's weight `(in, out, 2 * stride)` as two matrices `(2, in, stride * out)`.
-
-    The first is for the earlier step of the input, whose second half of the kernel reaches into this block.
-    """
-    width_in, width_out, _ = weight_IOL.shape
-    split = weight_IOL.reshape(width_in, width_out, 2, stride).flip(2)
-    return split.permute(2, 0, 3, 1).reshape(2, width_in, stride * width_out).contiguous()
-
-
-def sum_of_taps(
-    hidden_BLI: torch.Tensor, taps_GIO: torch.Tensor, bias: torch.Tensor, dilation: int = 1
-) -> torch.Tensor:
-    """`y[l] = bias + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
-
-    Args:
-        hidden_BLI: `(B, L, in)`.
-        taps_GIO: `(G, in, out)`.
-        bias: `(out,)`.
-        dilation: steps between two taps.
-
-    Returns:
-        `(B, L - (G - 1) * dilation, out)`.
-    """
-    batch, length, width = hidden_BLI.shape
-    num_taps = len(taps_GIO)
-    length -= (num_taps - 1) * dilation
-    if width < _NARROW and dilation == 1:
-        # (B, L, in, G) to (B, L, G * in)
-        hidden_BLI = hidden_BLI.unfold(1, num_taps, 1).transpose(2, 3).reshape(batch, length, num_taps * width)
-        taps_GIO = taps_GIO.reshape(1, num_taps * width, -1)
-    output: torch.Tensor | None = None
-    for tap, matrix in enumerate(taps_GIO):
-        seen = hidden_BLI[:, tap * dilation : tap * dilation + length]
-        matrices = matrix.expand(batch, -1, -1)
-        output = torch.baddbmm(bias, seen, matrices) if output is None else output.baddbmm_(seen, matrices)
-    assert output is not None
-    return output
-
-
-def pad_steps(hidden_BLC: torch.Tensor, left: int, right: int, mode: str) -> torch.Tensor:
-    """`torch.nn.functional.pad` along L, with a reflection for signals of any length.
-
-    A signal that is too short to be reflected is first continued with zeros on the right, which are cut off again.
-    """
-    if left == 0 and right == 0:
-        return hidden_BLC
-    if mode == "constant":
-        return F.pad(hidden_BLC, (0, 0, left, right))
-    length = hidden_BLC.shape[1]
-    if mode == "replicate":
-        first, last = hidden_BLC[:, :1].expand(-1, left, -1), hidden_BLC[:, -1:].expand(-1, right, -1)
-        return torch.cat((first, hidden_BLC, last), 1)
-    if mode == "circular":
-        if max(left, right) > length:
-            raise ValueError(f"pad_mode 'circular' needs {max(left, right)} steps or more at a layer that has {length}")
-        return torch.cat((hidden_BLC[:, length - left :], hidden_BLC, hidden_BLC[:, :right]), 1)
-    missing = max(0, max(left, right) + 1 - length)
-    hidden_BLC = F.pad(hidden_BLC, (0, 0, 0, missing)) if missing else hidden_BLC
-    length += missing
-    before, after = hidden_BLC[:, 1 : left + 1].flip(1), hidden_BLC[:, length - 1 - right : length - 1].flip(1)
-    return torch.cat((before, hidden_BLC, after), 1)[:, : left + length + right - missing]
-
-
-def _group_norm(norm: nn.GroupNorm, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`norm`, which has one group, for this layout: torch's own would copy to `(B, C, L)` and back."""
-    values = hidden_BLC.to(torch.promote_types(hidden_BLC.dtype, torch.float32))
-    centered = values - values.mean((1, 2), keepdim=True)
-    # torch.var_mean takes several times as long on a CPU.
-    variance = centered.square().mean((1, 2), keepdim=True)
-    gain_B1C = norm.weight * (variance + norm.eps).rsqrt()
-    return torch.addcmul(norm.bias.to(gain_B1C.dtype), centered, gain_B1C).to(hidden_BLC.dtype)
-
-
 def in_segments(
     layers: nn.Sequential, hidden_BLC: torch.Tensor, steps_in: int, steps_out: int, values_per_frame: int
 ) -> torch.Tensor:
-    """`layers(hidden)`, run over segments of its rows and frames.
+    """`layers` of `hidden`, run over segments of its rows and frames.
 
     Each segment is run with as many frames around it as its result depends on, and what they make is cut off. So the
     values are those of one run but for rounding.
@@ -673,14 +398,14 @@ def in_segments(
     num_segments = -(-frames // longest)
     num_rows = max(1, budget // (values_per_frame * min(frames, longest)))
     if num_segments == 1 and num_rows >= batch:
-        return layers(hidden_BLC)
+        return run_layers(layers, hidden_BLC)
     bounds = [frames * i // num_segments for i in range(num_segments + 1)]
     rows = []
     for hidden in hidden_BLC.split(num_rows):
         pieces = []
         for start, stop in itertools.pairwise(bounds):
             first = max(0, start - before)
-            output = layers(hidden[:, first * steps_in : (stop + after) * steps_in])
+            output = run_layers(layers, hidden[:, first * steps_in : (stop + after) * steps_in])
             pieces.append(output[:, (start - first) * steps_out : (stop - first) * steps_out])
         rows.append(torch.cat(pieces, 1))
     return torch.cat(rows)

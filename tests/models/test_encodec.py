@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from musicgen_train.models import encodec
+from musicgen_train.models import convolutions, encodec
 from musicgen_train.models.config import EncodecConfig
 from musicgen_train.models.encodec import EncodecModel
 
@@ -570,7 +570,7 @@ def _edit_direction(model: EncodecModel) -> EncodecModel:
 
 def _replace_parameters(model: EncodecModel) -> EncodecModel:
     for module in model.modules():
-        if isinstance(module, encodec.MagnitudeAndDirection):
+        if isinstance(module, convolutions.MagnitudeAndDirection):
             module.original0 = torch.nn.Parameter(module.original0.detach() * 1.5)
     return model
 
@@ -585,7 +585,7 @@ def _replace_data(model: EncodecModel) -> EncodecModel:
 def _replace_by_alias(model: EncodecModel) -> EncodecModel:
     # A new parameter in the same memory counts its own changes, up to the number that the old one had.
     for module in model.modules():
-        if isinstance(module, encodec.MagnitudeAndDirection):
+        if isinstance(module, convolutions.MagnitudeAndDirection):
             changes = module.original0._version
             module.original0 = torch.nn.Parameter(module.original0.data)
             with torch.no_grad():
@@ -647,14 +647,14 @@ def test_plain_weights_are_never_stale() -> None:
 def test_weights_are_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MUSICGEN)
     folds: list[int] = []
-    fold = encodec.MagnitudeAndDirection.forward
+    fold = convolutions.MagnitudeAndDirection.forward
 
-    def counted(self: encodec.MagnitudeAndDirection) -> torch.Tensor:
+    def counted(self: convolutions.MagnitudeAndDirection) -> torch.Tensor:
         folds.append(1)
         return fold(self)
 
-    monkeypatch.setattr(encodec.MagnitudeAndDirection, "forward", counted)
-    kernels = sum(isinstance(module, encodec.Kernel) for module in model.modules())
+    monkeypatch.setattr(convolutions.MagnitudeAndDirection, "forward", counted)
+    kernels = sum(isinstance(module, convolutions.Kernel) for module in model.modules())
     for _ in range(3):
         with torch.no_grad():
             model(audio(2, 1, 95))
@@ -680,7 +680,7 @@ def test_weights_folded_in_inference_mode_serve_training_of_what_feeds_a_frozen_
 
 def test_moving_frees_what_was_kept() -> None:
     model = build(MUSICGEN)
-    kernels = [module for module in model.modules() if isinstance(module, encodec.Kernel)]
+    kernels = [module for module in model.modules() if isinstance(module, convolutions.Kernel)]
     model(audio(2, 1, 95))
     model.encode(audio(2, 1, 95))
     assert kernels[0]._kept is not None
@@ -714,7 +714,7 @@ def test_copies_and_pickles(used: bool) -> None:
         for value in model.parameters():
             value.zero_()
     for other in (copied, loaded):
-        kernels = [module for module in other.modules() if isinstance(module, encodec.Kernel)]
+        kernels = [module for module in other.modules() if isinstance(module, convolutions.Kernel)]
         assert all(kernel._kept is None for kernel in kernels)
         assert torch.equal(other.encode(wave).audio_codes, expected)
 

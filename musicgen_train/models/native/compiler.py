@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SWITCH = "MUSICGEN_TRAIN_NATIVE"
 """Environment variable; `0` leaves everything to torch."""
 
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
 
 
 def load_library(source_name: str) -> ctypes.CDLL | None:
@@ -60,7 +60,8 @@ def _compiler() -> str | None:
 
 
 def _library(source: Path, compiler: str) -> ctypes.CDLL:
-    made_from = [source.read_text(), _version(compiler), *_FLAGS, _processor()]
+    headers = sorted(source.parent.glob("*.h"))
+    made_from = [*(file.read_text() for file in (source, *headers)), _version(compiler), *_FLAGS, _processor()]
     name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
     if folder is None:

@@ -12,9 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Eight numbers, wherever they lie: the compiler splits them where a processor's registers are narrower. */
-typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
-enum { LANES = 8 };
+#include "vectors.h"
 
 typedef struct {
     const float *self_norm_weight, *self_norm_bias; /* D */
@@ -43,72 +41,16 @@ typedef struct {
 
 enum { GELU = 0, RELU = 1 };
 
-static inline float sum_of(vec v) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
-
-/* A few rows against a few outputs, all kept in registers: `rows` and `outputs` are constants wherever it is called. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const float *states,
-                                                       int64_t states_stride, const float *weight,
-                                                       int64_t weight_stride, int64_t inputs, float *products,
-                                                       int64_t products_stride) {
-    vec sums[4][4];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int o = 0; o < outputs; o++) sums[r][o] = (vec){0};
-    for (int64_t i = 0; i < inputs; i += LANES) {
-        vec weights[4];
-#pragma GCC unroll 4
-        for (int o = 0; o < outputs; o++) {
-            /* What the next tile reads here; left alone, the processor looks no further than a row. */
-            __builtin_prefetch(weight + (o + 4) * weight_stride + i);
-            weights[o] = *(const vec *)(weight + o * weight_stride + i);
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            const vec state = *(const vec *)(states + r * states_stride + i);
-#pragma GCC unroll 4
-            for (int o = 0; o < outputs; o++) sums[r][o] += state * weights[o];
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int o = 0; o < outputs; o++) products[r * products_stride + o] = sum_of(sums[r][o]);
-}
-
-/* products[r][o] = states[r] . weight[o] for the outputs from `begin` to `end`, all rows. */
-static void multiply(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t begin, int64_t end,
-                     float *products, int64_t products_stride) {
-    int64_t o = begin;
-    for (; o + 4 <= end; o += 4) {
-        const float *w = weight + o * inputs;
-        int64_t r = 0;
-        /* Two outputs at a time: with four rows, more would not fit into sixteen registers. */
-        for (; r + 4 <= rows; r += 4) {
-            const float *x = states + r * inputs;
-            float *y = products + r * products_stride + o;
-            tile(4, 2, x, inputs, w, inputs, inputs, y, products_stride);
-            tile(4, 2, x, inputs, w + 2 * inputs, inputs, inputs, y + 2, products_stride);
-        }
-        for (; r + 2 <= rows; r += 2)
-            tile(2, 4, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
-                 products_stride);
-        if (r < rows)
-            tile(1, 4, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
-                 products_stride);
-    }
-    for (; o < end; o++)
-        for (int64_t r = 0; r < rows; r++)
-            tile(1, 1, states + r * inputs, inputs, weight + o * inputs, inputs, inputs,
-                 products + r * products_stride + o, products_stride);
+/* By weights that are read once in a step. */
+static void product(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t begin, int64_t end,
+                    float *products, int64_t products_stride) {
+    multiply(MEMORY, states, rows, inputs, weight, begin, end, products, products_stride);
 }
 
 /* sums[r][o] += states[r] . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
 static void add_products(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t outputs,
                          int64_t begin, int64_t end, float *products, float *sums) {
-    multiply(states, rows, inputs, weight, begin, end, products, outputs);
+    product(states, rows, inputs, weight, begin, end, products, outputs);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
 }
@@ -137,7 +79,7 @@ static void normalize(const float *states, int64_t rows, int64_t width, const fl
 static void attend(const float *query, const float *keys, const float *values, int64_t length, int64_t head_width,
                    const uint8_t *seen, float *scores, float *mixed) {
     const float scale = 1.0f / sqrtf((float)head_width);
-    multiply(query, 1, head_width, keys, 0, length, scores, length);
+    product(query, 1, head_width, keys, 0, length, scores, length);
     float highest = -INFINITY, total = 0.0f;
     for (int64_t s = 0; s < length; s++) {
         scores[s] = seen && !seen[s] ? -INFINITY : scores[s] * scale;
@@ -157,15 +99,6 @@ static void attend(const float *query, const float *keys, const float *values, i
 static inline float activated(float x, int64_t activation) {
     if (activation == RELU) return x > 0.0f ? x : 0.0f;
     return 0.5f * x * (1.0f + erff(x * 0.70710678f)); /* GELU (Hendrycks & Gimpel 2016) */
-}
-
-/* The part of `total` that one of the threads does: whole groups of `group`. */
-static void share(int64_t total, int64_t group, int64_t thread, int64_t threads, int64_t *begin, int64_t *end) {
-    const int64_t groups = (total + group - 1) / group;
-    *begin = groups * thread / threads * group;
-    *end = groups * (thread + 1) / threads * group;
-    if (*end > total) *end = total;
-    if (*begin > total) *begin = total;
 }
 
 static int64_t longest(const Step *step) {
@@ -218,7 +151,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             share(width, 4, thread, threads, &begin, &end);
             const float *const projections[3] = {layer->query, layer->key, layer->value};
             for (int part = 0; part < 3; part++)
-                multiply(local, rows, width, projections[part], begin, end, projected + part * width, 3 * width);
+                product(local, rows, width, projections[part], begin, end, projected + part * width, 3 * width);
 #pragma omp barrier
             share(rows * heads, 1, thread, threads, &begin, &end);
             for (int64_t task = begin; task < end; task++) {
@@ -238,7 +171,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             if (text_rows) {
                 normalize(hidden, text_rows, width, layer->cross_norm_weight, layer->cross_norm_bias,
                           step->norm_epsilon, local);
-                multiply(local, text_rows, width, layer->cross_query, begin, end, projected, width);
+                product(local, text_rows, width, layer->cross_query, begin, end, projected, width);
 #pragma omp barrier
                 int64_t first, last;
                 share(text_rows * heads, 1, thread, threads, &first, &last);
@@ -257,7 +190,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             normalize(hidden, rows, width, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, local);
             int64_t first, last;
             share(inner_width, 4, thread, threads, &first, &last);
-            multiply(local, rows, width, layer->fc1, first, last, inner, inner_width);
+            product(local, rows, width, layer->fc1, first, last, inner, inner_width);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t o = first; o < last; o++)
                     inner[r * inner_width + o] = activated(inner[r * inner_width + o], step->activation);
@@ -269,7 +202,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
         normalize(hidden, rows, width, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, local);
         share(step->vocab_size, 4, thread, threads, &begin, &end);
         for (int64_t k = 0; k < step->num_codebooks; k++)
-            multiply(local, rows, width, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
+            product(local, rows, width, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
                      step->num_codebooks * step->vocab_size);
     }
 }

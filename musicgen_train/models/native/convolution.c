@@ -1,0 +1,119 @@
+/* Convolutions of EnCodec on a CPU, in float32: what comes after one is done with its sums while they are in registers.
+ *
+ * Activations are (L, C), so the taps that an output sums lie in one or a few runs of memory: a convolution is a matrix
+ * product whose rows overlap, and nothing is gathered for it. `native_convolutions.py` says what is computed.
+ *
+ * Axes: B batch, L steps of the output, G runs of taps, I inputs of a run, O outputs, P panels of COLUMNS outputs.
+ */
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+/* A tile of ROWS steps and COLUMNS outputs takes most of the registers; what is left holds weights and one input. */
+#if defined(__AVX512F__) || defined(WIDE)
+#define LANES 16
+enum { ROWS = 12 };
+#else
+enum { ROWS = 6 };
+#endif
+#include "vectors.h"
+
+enum { COLUMNS = 2 * LANES, BLOCK = 16 * ROWS };
+
+typedef struct {
+    int64_t batch, steps, runs, inputs, outputs, threads;
+    const float *input;   /* B x ..., of which output step l and run g see `inputs` numbers from l * step + g * run on */
+    int64_t input_batch, input_step, input_run;
+    const float *weights; /* P x G x I x COLUMNS, from `pack` */
+    const float *bias;    /* O */
+    const float *residual; /* B x L x O, added to the sums; may be null */
+    int64_t residual_batch;
+    float *output; /* B x L x O; may be null */
+    int64_t output_batch;
+    float *activated; /* ELU of the same; may be null */
+    int64_t activated_batch;
+} Convolution;
+
+/* The sums of a tile. `input_step` is from one of its rows to the next. */
+static inline __attribute__((always_inline)) void add_up(const Convolution *of, const float *input, int64_t input_step,
+                                                         const float *weights, vec sums[ROWS][2]) {
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = (vec){0};
+    for (int64_t run = 0; run < of->runs; run++, input += of->input_run)
+        for (int64_t i = 0; i < of->inputs; i++, weights += COLUMNS) {
+            const vec left = *(const vec *)weights, right = *(const vec *)(weights + LANES);
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++) {
+                sums[r][0] += input[r * input_step + i] * left;
+                sums[r][1] += input[r * input_step + i] * right;
+            }
+        }
+}
+
+/* What follows the sums, for a row of a tile. */
+static inline void finish(const Convolution *of, vec sums[2], int64_t batch, int64_t at, const float *bias) {
+    for (int half = 0; half < 2; half++, at += LANES, bias += LANES) {
+        vec sum = sums[half] + *(const vec *)bias;
+        if (of->residual) sum += *(const vec *)(of->residual + batch * of->residual_batch + at);
+        if (of->output) *(vec *)(of->output + batch * of->output_batch + at) = sum;
+        if (of->activated) *(vec *)(of->activated + batch * of->activated_batch + at) = elu(sum);
+    }
+}
+
+/* The same for the last panel, which may be narrower, number by number. */
+static void finish_part(const Convolution *of, const vec sums[2], int64_t batch, int64_t at, const float *bias,
+                        int64_t columns) {
+    for (int64_t o = 0; o < columns; o++) {
+        float sum = sums[o / LANES][o % LANES] + bias[o];
+        if (of->residual) sum += of->residual[batch * of->residual_batch + at + o];
+        if (of->output) of->output[batch * of->output_batch + at + o] = sum;
+        if (of->activated) of->activated[batch * of->activated_batch + at + o] = elu((vec){0} + sum)[0];
+    }
+}
+
+/* Steps of one row of the batch, for some of the panels. */
+static void convolve_block(const Convolution *of, int64_t batch, int64_t begin, int64_t end, int64_t first_panel,
+                           int64_t last_panel) {
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+        const float *const weights = of->weights + panel * COLUMNS * of->runs * of->inputs;
+        const float *const bias = of->bias + panel * COLUMNS;
+        const int64_t columns = least(COLUMNS, of->outputs - panel * COLUMNS);
+        for (int64_t step = begin; step < end; step += ROWS) {
+            const int64_t rows = least(ROWS, end - step);
+            const float *const input = of->input + batch * of->input_batch + step * of->input_step;
+            vec sums[ROWS][2];
+            if (rows == ROWS)
+                add_up(of, input, of->input_step, weights, sums);
+            else
+                /* Row after row, each into a tile of its own: there are few of them. */
+                for (int64_t r = 0; r < rows; r++) {
+                    vec of_row[ROWS][2];
+                    add_up(of, input + r * of->input_step, 0, weights, of_row);
+                    memcpy(sums[r], of_row[0], sizeof of_row[0]);
+                }
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t at = (step + r) * of->outputs + panel * COLUMNS;
+                if (columns == COLUMNS)
+                    finish(of, sums[r], batch, at, bias);
+                else
+                    finish_part(of, sums[r], batch, at, bias, columns);
+            }
+        }
+    }
+}
+
+void convolve(const Convolution *of) {
+    const int64_t panels = (of->outputs + COLUMNS - 1) / COLUMNS;
+    const int64_t blocks = (of->steps + BLOCK - 1) / BLOCK;
+    /* Where there are few steps, the outputs are divided, too. */
+    const int64_t groups = least(panels, (8 * of->threads + of->batch * blocks - 1) / (of->batch * blocks));
+    /* Handed out one by one: where another process takes a core, the other does the rest. */
+#pragma omp parallel for num_threads((int)of->threads) schedule(dynamic, 1)
+    for (int64_t task = 0; task < of->batch * blocks * groups; task++) {
+        const int64_t group = task % groups, block = task / groups % blocks, batch = task / groups / blocks;
+        convolve_block(of, batch, block * BLOCK, least(of->steps, (block + 1) * BLOCK), panels * group / groups,
+                       panels * (group + 1) / groups);
+    }
+}
+
+int64_t panel_width(void) { return COLUMNS; }

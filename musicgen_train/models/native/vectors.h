@@ -1,0 +1,138 @@
+/* Vectors of numbers, what is computed with them, and how threads divide work. */
+#ifndef VECTORS_H
+#define VECTORS_H
+#include <stdint.h>
+
+/* Numbers in a vector; a file may ask for more before it includes this one. */
+#ifndef LANES
+#define LANES 8
+#endif
+/* They may lie anywhere. Where a processor's registers are narrower, the compiler splits them. */
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline __attribute__((always_inline)) float sum_of(vec v) {
+#pragma GCC unroll 8
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+
+/* Where weights are read from: one needs to be told what is read next, the other is slower for it. */
+enum source { MEMORY, CACHE };
+
+/* A few rows against a few outputs, all kept in registers: `rows`, `outputs` and `source` are constants wherever it is
+ * called. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const enum source source,
+                                                       const float *states, int64_t states_stride,
+                                                       const float *weight, int64_t weight_stride, int64_t inputs,
+                                                       float *products, int64_t products_stride) {
+    vec sums[4][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) sums[r][o] = (vec){0};
+    for (int64_t i = 0; i < inputs; i += LANES) {
+        vec weights[4];
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) {
+            /* What the next tile reads here; left alone, the processor looks no further than a row. */
+            if (source == MEMORY) __builtin_prefetch(weight + (o + 4) * weight_stride + i);
+            weights[o] = *(const vec *)(weight + o * weight_stride + i);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            const vec state = *(const vec *)(states + r * states_stride + i);
+#pragma GCC unroll 4
+            for (int o = 0; o < outputs; o++) sums[r][o] += state * weights[o];
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outputs; o++) products[r * products_stride + o] = sum_of(sums[r][o]);
+}
+
+/* products[r][o] = states[r] . weight[o] for the outputs from `begin` to `end`, all rows. */
+static inline __attribute__((always_inline)) void multiply(const enum source source, const float *states, int64_t rows,
+                                                           int64_t inputs, const float *weight, int64_t begin,
+                                                           int64_t end, float *products, int64_t products_stride) {
+    int64_t o = begin;
+    for (; o + 4 <= end; o += 4) {
+        const float *w = weight + o * inputs;
+        int64_t r = 0;
+        /* Two outputs at a time: with four rows, more would not fit into sixteen registers. */
+        for (; r + 4 <= rows; r += 4) {
+            const float *x = states + r * inputs;
+            float *y = products + r * products_stride + o;
+            tile(4, 2, source, x, inputs, w, inputs, inputs, y, products_stride);
+            tile(4, 2, source, x, inputs, w + 2 * inputs, inputs, inputs, y + 2, products_stride);
+        }
+        for (; r + 2 <= rows; r += 2)
+            tile(2, 4, source, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+                 products_stride);
+        if (r < rows)
+            tile(1, 4, source, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+                 products_stride);
+    }
+    for (; o < end; o++)
+        for (int64_t r = 0; r < rows; r++)
+            tile(1, 1, source, states + r * inputs, inputs, weight + o * inputs, inputs, inputs,
+                 products + r * products_stride + o, products_stride);
+}
+
+/* exp(x) - 1 for x <= 0, to 1.5 units in the last place: 2^k (exp(r) - 1) + (2^k - 1), where |r| <= log(2) / 2. */
+static inline vec exponential_less_one(vec x) {
+    const vec zero = {0};
+    const float to_integer = 12582912.0f; /* 1.5 * 2^23: of what is added to it, the integer part stays */
+    const ints out_of_range = x < -88.0f;
+    x = (vec)(((ints)x & ~out_of_range) | ((ints)(zero - 88.0f) & out_of_range));
+    const vec rounded = x * 1.442695041f + to_integer;
+    const vec k = rounded - to_integer;
+    const vec r = x - k * 0.693359375f - k * -2.12194440e-4f; /* log(2) in two parts (Cody & Waite 1980) */
+    const vec power = (vec)(((ints)rounded << 23) + 0x3f800000);
+    /* Taylor's series. */
+    vec series = r * (1 / 5040.0f) + 1 / 720.0f;
+    series = series * r + 1 / 120.0f;
+    series = series * r + 1 / 24.0f;
+    series = series * r + 1 / 6.0f;
+    series = series * r + 0.5f;
+    series = series * (r * r) + r;
+    return series * power + (power - 1.0f);
+}
+
+/* ELU (Clevert et al. 2015). */
+static inline vec elu(vec x) {
+    const ints positive = x > 0.0f;
+    const vec below = exponential_less_one((vec)((ints)x & ~positive));
+    return (vec)(((ints)x & positive) | ((ints)below & ~positive));
+}
+
+/* 1 / (1 + exp(-x)) */
+static inline vec sigmoid(vec x) {
+    const ints positive = x > 0.0f;
+    const vec power = exponential_less_one((vec)((ints)x ^ (positive & INT32_MIN))) + 1.0f; /* exp(-|x|) */
+    const vec above = (vec)(((ints)((vec){0} + 1.0f) & positive) | ((ints)power & ~positive));
+    return above / (power + 1.0f);
+}
+
+/* The hyperbolic tangent: -p / (p + 2) of p = exp(-2 |x|) - 1, with the sign of x. */
+static inline vec hyperbolic_tangent(vec x) {
+    const ints sign = (ints)x & INT32_MIN;
+    const vec power = exponential_less_one((vec)((ints)(x * 2.0f) | INT32_MIN));
+    return (vec)((ints)(-power / (power + 2.0f)) | sign);
+}
+
+/* The part of `total` that one of the threads does: whole groups of `group`. */
+static inline void share(int64_t total, int64_t group, int64_t thread, int64_t threads, int64_t *begin, int64_t *end) {
+    const int64_t groups = (total + group - 1) / group;
+    *begin = groups * thread / threads * group;
+    *end = groups * (thread + 1) / threads * group;
+    if (*end > total) *end = total;
+    if (*begin > total) *begin = total;
+}
+
+#endif
