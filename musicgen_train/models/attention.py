@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from musicgen_train.models.kv_cache import KeysValues
+from musicgen_train.models.native_attention import attend_natively, can_attend_natively
 from musicgen_train.models.products import Linear, computed_in
 
 
@@ -114,6 +115,9 @@ def attend(
 def _fused_attention(
     queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
 ) -> torch.Tensor:
+    if can_attend_natively(queries_BNSH, keys_BNLH, values_BNLH, mask.allowed, dropout):
+        allowed_BL = None if mask.allowed is None else mask.allowed[:, 0, 0]
+        return attend_natively(queries_BNSH, keys_BNLH, values_BNLH, allowed_BL, mask.causal)
     return F.scaled_dot_product_attention(
         queries_BNSH, keys_BNLH, values_BNLH, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal
     )

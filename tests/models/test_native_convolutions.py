@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,19 +20,6 @@ pytestmark = pytest.mark.skipif(compiler.reason_without("convolution.c") is not 
 
 def config(**settings: Any) -> EncodecConfig:
     return EncodecConfig(**{"use_causal_conv": False, "use_conv_shortcut": False, **settings})
-
-
-@pytest.fixture(params=["", "-DWIDE"], ids=["as_compiled_here", "wide"])
-def variant(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The code for this processor, and that for registers of 64 bytes, which any processor can run."""
-    if not request.param:
-        yield
-        return
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, request.param))
-    compiler._load.cache_clear()
-    yield
-    compiler._load.cache_clear()
 
 
 @pytest.fixture

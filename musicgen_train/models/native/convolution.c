@@ -9,16 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A tile of ROWS steps and COLUMNS outputs takes most of the registers; what is left holds weights and one input. */
-#if defined(__AVX512F__) || defined(WIDE)
-#define LANES 16
-enum { ROWS = 12 };
-#else
-enum { ROWS = 6 };
-#endif
-#include "vectors.h"
+#include "tiles.h"
 
-enum { COLUMNS = 2 * LANES, BLOCK = 16 * ROWS };
+enum { BLOCK = 16 * ROWS };
 
 typedef struct {
     int64_t batch, steps, runs, inputs, outputs, threads;
@@ -37,17 +30,9 @@ typedef struct {
 /* The sums of a tile. `input_step` is from one of its rows to the next. */
 static inline __attribute__((always_inline)) void add_up(const Convolution *of, const float *input, int64_t input_step,
                                                          const float *weights, vec sums[ROWS][2]) {
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = (vec){0};
-    for (int64_t run = 0; run < of->runs; run++, input += of->input_run)
-        for (int64_t i = 0; i < of->inputs; i++, weights += COLUMNS) {
-            const vec left = *(const vec *)weights, right = *(const vec *)(weights + LANES);
-#pragma GCC unroll 12
-            for (int r = 0; r < ROWS; r++) {
-                sums[r][0] += input[r * input_step + i] * left;
-                sums[r][1] += input[r * input_step + i] * right;
-            }
-        }
+    clear(sums);
+    for (int64_t run = 0; run < of->runs; run++, input += of->input_run, weights += of->inputs * COLUMNS)
+        add_products(input, input_step, 1, weights, of->inputs, sums);
 }
 
 /* What follows the sums, for a row of a tile. */

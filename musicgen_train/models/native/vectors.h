@@ -84,24 +84,36 @@ static inline __attribute__((always_inline)) void multiply(const enum source sou
                  products + r * products_stride + o, products_stride);
 }
 
-/* exp(x) - 1 for x <= 0, to 1.5 units in the last place: 2^k (exp(r) - 1) + (2^k - 1), where |r| <= log(2) / 2. */
-static inline vec exponential_less_one(vec x) {
-    const vec zero = {0};
+/* exp(x) = power + power * rest for x <= 0: power = 2^k and rest = exp(r) - 1, |r| <= log(2) / 2. Below -88 it is 0. */
+static inline void split_exponential(vec x, vec *power, vec *rest) {
     const float to_integer = 12582912.0f; /* 1.5 * 2^23: of what is added to it, the integer part stays */
     const ints out_of_range = x < -88.0f;
-    x = (vec)(((ints)x & ~out_of_range) | ((ints)(zero - 88.0f) & out_of_range));
+    x = (vec)(((ints)x & ~out_of_range) | ((ints)((vec){0} - 88.0f) & out_of_range));
     const vec rounded = x * 1.442695041f + to_integer;
     const vec k = rounded - to_integer;
     const vec r = x - k * 0.693359375f - k * -2.12194440e-4f; /* log(2) in two parts (Cody & Waite 1980) */
-    const vec power = (vec)(((ints)rounded << 23) + 0x3f800000);
+    *power = (vec)(((ints)rounded << 23) + 0x3f800000);
     /* Taylor's series. */
     vec series = r * (1 / 5040.0f) + 1 / 720.0f;
     series = series * r + 1 / 120.0f;
     series = series * r + 1 / 24.0f;
     series = series * r + 1 / 6.0f;
     series = series * r + 0.5f;
-    series = series * (r * r) + r;
-    return series * power + (power - 1.0f);
+    *rest = series * (r * r) + r;
+}
+
+/* exp(x) for x <= 0. */
+static inline vec exponential(vec x) {
+    vec power, rest;
+    split_exponential(x, &power, &rest);
+    return power * rest + power;
+}
+
+/* exp(x) - 1 for x <= 0. */
+static inline vec exponential_less_one(vec x) {
+    vec power, rest;
+    split_exponential(x, &power, &rest);
+    return power * rest + (power - 1.0f);
 }
 
 /* ELU (Clevert et al. 2015). */
@@ -114,7 +126,7 @@ static inline vec elu(vec x) {
 /* 1 / (1 + exp(-x)) */
 static inline vec sigmoid(vec x) {
     const ints positive = x > 0.0f;
-    const vec power = exponential_less_one((vec)((ints)x ^ (positive & INT32_MIN))) + 1.0f; /* exp(-|x|) */
+    const vec power = exponential((vec)((ints)x | INT32_MIN)); /* exp(-|x|) */
     const vec above = (vec)(((ints)((vec){0} + 1.0f) & positive) | ((ints)power & ~positive));
     return above / (power + 1.0f);
 }
