@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.models.native_step import reason_for_torch
+from musicgen_train.models.native.decode_step import reason_for_torch
 from musicgen_train.provenance.machine import available_cores, driver_version
 
 _GIB = 2**30

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from musicgen_train.models.activations import ACTIVATIONS, Activation
 from musicgen_train.models.attention import MusicgenAttention, cross_attention_mask
 from musicgen_train.models.kv_cache import KeysValues, KVCache
-from musicgen_train.models.native_step import NativeStep, can_step_natively
+from musicgen_train.models.native.decode_step import NativeStep, can_step_natively
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:

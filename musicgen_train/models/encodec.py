@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from musicgen_train.models.config import EncodecConfig
 from musicgen_train.models.convolutions import Conv, ResidualBlock, TransposedConv
-from musicgen_train.models.native_convolutions import run_layers
-from musicgen_train.models.native_lstm import run_lstm
+from musicgen_train.models.native.convolution import run_layers
+from musicgen_train.models.native.lstm import run_lstm
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
 

@@ -15,7 +15,7 @@ from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models import generation
 from musicgen_train.models.decode_step import DecodeStep, MakeStep, StepWeights, can_pack, can_step, step_maker
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.native_step import NativeStep, can_step_natively, reason_for_torch
+from musicgen_train.models.native.decode_step import NativeStep, can_step_natively, reason_for_torch
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
 # Wide enough for oneDNN's product in all matrices of a layer but those of the attention.

@@ -2,7 +2,7 @@
  *
  * As in FlashAttention (Dao et al. 2022), weights of a block of queries are made, used and dropped, and made again in the
  * backward pass from the logarithm of each softmax's sum. Of causal attention only what is seen is computed. A thread
- * does one head after the other; `native_attention.py` says what is computed.
+ * does one head after the other; `attention.py` says what is computed.
  *
  * Axes: B batch, N heads, S queries, L keys, H head width; W is L, filled up to whole panels.
  */

@@ -1,7 +1,7 @@
 /* Convolutions of EnCodec on a CPU, in float32: what comes after one is done with its sums while they are in registers.
  *
  * Activations are (L, C), so the taps that an output sums lie in one or a few runs of memory: a convolution is a matrix
- * product whose rows overlap, and nothing is gathered for it. `native_convolutions.py` says what is computed.
+ * product whose rows overlap, and nothing is gathered for it. `convolution.py` says what is computed.
  *
  * Axes: B batch, L steps of the output, G runs of taps, I inputs of a run, O outputs, P panels of COLUMNS outputs.
  */

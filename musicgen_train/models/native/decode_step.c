@@ -2,7 +2,7 @@
  *
  * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
  * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
- * threads hand each other is the little that lies between two products. `native_step.py` fills the structures below and
+ * threads hand each other is the little that lies between two products. `decode_step.py` fills the structures below and
  * says what is computed; field by field they are the same there.
  *
  * Axes: R rows, D width, N heads, H head width, F inner width, S steps, L text length, K codebooks, V codes.
@@ -96,9 +96,9 @@ static void attend(const float *query, const float *keys, const float *values, i
     for (int64_t i = 0; i < head_width; i += LANES) *(vec *)(mixed + i) /= total;
 }
 
-static inline float activated(float x, int64_t activation) {
-    if (activation == RELU) return x > 0.0f ? x : 0.0f;
-    return 0.5f * x * (1.0f + erff(x * 0.70710678f)); /* GELU (Hendrycks & Gimpel 2016) */
+static inline vec activated(vec x, int64_t activation) {
+    if (activation == GELU) return gelu(x);
+    return (vec)((ints)x & (ints)(x > 0.0f));
 }
 
 static int64_t longest(const Step *step) {
@@ -189,11 +189,13 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
 
             normalize(hidden, rows, width, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, local);
             int64_t first, last;
-            share(inner_width, 4, thread, threads, &first, &last);
+            share(inner_width, LANES, thread, threads, &first, &last);
             product(local, rows, width, layer->fc1, first, last, inner, inner_width);
             for (int64_t r = 0; r < rows; r++)
-                for (int64_t o = first; o < last; o++)
-                    inner[r * inner_width + o] = activated(inner[r * inner_width + o], step->activation);
+                for (int64_t o = first; o < last; o += LANES) {
+                    vec *const states = (vec *)(inner + r * inner_width + o);
+                    *states = activated(*states, step->activation);
+                }
 #pragma omp barrier
             add_products(inner, rows, inner_width, layer->fc2, width, begin, end, local, hidden);
 #pragma omp barrier

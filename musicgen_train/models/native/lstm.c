@@ -1,7 +1,7 @@
 /* The steps of one layer of an LSTM (Hochreiter & Schmidhuber 1997; gates as torch.nn.LSTM has them) on a CPU, in float32.
  *
  * What bounds a step is reading the weights once, from the processor's last cache. They are read in the layout that the
- * checkpoint has, and each thread does the same units at every step. `native_lstm.py` says what is computed.
+ * checkpoint has, and each thread does the same units at every step. `lstm.py` says what is computed.
  *
  * Axes: T steps, B batch, U units.
  */

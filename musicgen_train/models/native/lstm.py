@@ -1,6 +1,6 @@
 """An LSTM in C, for float32 on a CPU and a few rows: a step then takes little longer than reading its weights once.
 
-torch's takes up to twice the time (`docs/benchmarks.md`). The C side is `native/lstm.c`.
+torch's takes up to twice the time (`docs/benchmarks.md`). The C side is `lstm.c`.
 
 Axis letters: T steps, B batch, U units, which are as wide as the input.
 """

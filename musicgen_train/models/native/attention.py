@@ -1,6 +1,6 @@
 """Attention and its gradients in C, for float32 on a CPU; torch's takes about twice the time (`docs/benchmarks.md`).
 
-The C side is `native/attention.c`.
+The C side is `attention.c`.
 
 Axes: B batch, N heads, S query steps, L key positions, H head width.
 """

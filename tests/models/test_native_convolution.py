@@ -1,4 +1,4 @@
-"""Convolutions and LSTM in C against torch's: the same numbers, and torch wherever C cannot be."""
+"""Convolutions in C against torch's: the same numbers, and torch wherever C cannot be."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models import native_convolutions, native_lstm
 from musicgen_train.models.config import EncodecConfig
 from musicgen_train.models.convolutions import Conv, ResidualBlock, TransposedConv
 from musicgen_train.models.encodec import EncodecModel
-from musicgen_train.models.native import compiler
+from musicgen_train.models.native import compiler, convolution
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("convolution.c") is not None, reason="no C compiler here")
 
@@ -26,13 +25,13 @@ def config(**settings: Any) -> EncodecConfig:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Convolutions done in C."""
     done: list[Any] = []
-    convolve = native_convolutions._convolve
+    convolve = convolution._convolve
 
     def noted(layer: Any, *arguments: Any) -> Any:
         done.append(layer)
         return convolve(layer, *arguments)
 
-    monkeypatch.setattr(native_convolutions, "_convolve", noted)
+    monkeypatch.setattr(convolution, "_convolve", noted)
     return done
 
 
@@ -41,7 +40,7 @@ def assert_same(layers: list[nn.Module], hidden_BLC: torch.Tensor, convolutions:
     sequence = nn.Sequential(*layers)
     expected = sequence(hidden_BLC)
     assert not calls
-    actual = native_convolutions.run_layers(sequence, hidden_BLC)
+    actual = convolution.run_layers(sequence, hidden_BLC)
     assert len(calls) == convolutions
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     calls.clear()
@@ -104,10 +103,10 @@ def test_elu_over_its_whole_range(variant: None) -> None:
     )
     values = torch.cat([values, -values, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), -3e38])])
     values = values[values < 1e38]
-    found = native_convolutions.run_layers(nn.Sequential(layer, nn.ELU()), values[None, :, None]).flatten()
+    found = convolution.run_layers(nn.Sequential(layer, nn.ELU()), values[None, :, None]).flatten()
     torch.testing.assert_close(found.double(), F.elu(values.double()), rtol=1.2e-7, atol=0.0)
     with_nan = torch.tensor([1.0, float("nan"), -1.0])
-    found = native_convolutions.run_layers(nn.Sequential(layer, nn.ELU()), with_nan[None, :, None]).flatten()
+    found = convolution.run_layers(nn.Sequential(layer, nn.ELU()), with_nan[None, :, None]).flatten()
     assert torch.equal(found.isnan(), with_nan.isnan())
 
 
@@ -115,25 +114,25 @@ def test_gradients_hooks_and_other_types_are_torchs(calls: list[Any]) -> None:
     some = config()
     layers = nn.Sequential(Conv(some, 4, 16, 3), nn.ELU(), Conv(some, 16, 4, 3))
     hidden = torch.randn(1, 20, 4)
-    native_convolutions.run_layers(layers, hidden).sum().backward()
+    convolution.run_layers(layers, hidden).sum().backward()
     assert layers[0].conv.bias.grad is not None
     with torch.no_grad():
-        native_convolutions.run_layers(layers.to(torch.bfloat16), hidden.to(torch.bfloat16))
+        convolution.run_layers(layers.to(torch.bfloat16), hidden.to(torch.bfloat16))
         layers.to(torch.float32)
         seen = []
         hook = layers[0].register_forward_hook(lambda *arguments: seen.append(arguments))
-        native_convolutions.run_layers(layers, hidden)
+        convolution.run_layers(layers, hidden)
         assert len(seen) == 1
         hook.remove()
         assert not calls
-        native_convolutions.run_layers(layers, hidden)
+        convolution.run_layers(layers, hidden)
         assert len(calls) == 2
 
 
 def test_weights_with_group_norm_are_torchs(calls: list[Any]) -> None:
     some = config(norm_type="time_group_norm")
     with torch.no_grad():
-        native_convolutions.run_layers(nn.Sequential(Conv(some, 4, 16, 3)), torch.randn(1, 20, 4))
+        convolution.run_layers(nn.Sequential(Conv(some, 4, 16, 3)), torch.randn(1, 20, 4))
     assert not calls
 
 
@@ -147,25 +146,3 @@ def test_number_of_threads_changes_nothing() -> None:
         assert torch.equal(model(wave).audio_values, expected)
     finally:
         torch.set_num_threads(threads)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 2, 3, 4])
-@pytest.mark.parametrize(("units", "num_layers"), [(8, 1), (40, 2), (64, 3)])
-@pytest.mark.parametrize("scale", [1.0, 40.0])  # the second one's gates are all but open or closed
-def test_lstm(batch: int, units: int, num_layers: int, scale: float) -> None:
-    lstm = nn.LSTM(units, units, num_layers)
-    hidden = torch.randn(23, batch, units) * scale
-    assert native_lstm._can_run_natively(lstm, hidden)
-    found = native_lstm.run_lstm(lstm, hidden)
-    torch.testing.assert_close(found, lstm(hidden)[0], rtol=1e-5, atol=2e-6)
-
-
-def test_lstm_is_torchs_where_it_must_be() -> None:
-    lstm, hidden = nn.LSTM(16, 16), torch.randn(5, 2, 16)
-    assert not native_lstm._can_run_natively(lstm, hidden)  # gradients
-    with torch.no_grad():
-        assert native_lstm._can_run_natively(lstm, hidden)
-        assert not native_lstm._can_run_natively(lstm, torch.randn(5, 32, 16))
-        assert not native_lstm._can_run_natively(nn.LSTM(12, 12), torch.randn(5, 2, 12))
-        assert not native_lstm._can_run_natively(lstm.double(), hidden.double())

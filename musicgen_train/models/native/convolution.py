@@ -2,7 +2,7 @@
 
 A convolution is mostly bound by what is done around its products: padding copies its input, and the ELU before it reads
 and writes all of it again. Here every convolution writes its result where the next one wants it, with room for the
-padding at both ends, and beside it, or instead of it, the ELU of the result (`native/convolution.c`).
+padding at both ends, and beside it, or instead of it, the ELU of the result (`convolution.c`).
 
 Axis letters: B batch, L steps, C width, G taps, I and O width of in- and output, P panels of W outputs.
 """

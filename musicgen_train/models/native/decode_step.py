@@ -1,7 +1,7 @@
 """`DecodeStep` in C, for decoders in float32 on a CPU: a step then takes little longer than reading its weights once.
 
 It computes what `decode_step.DecodeStep` does, with the weights where they are: nothing is packed or copied, and files
-that are mapped stay mapped. The C side is `native/decode_step.c`, compiled when it is first needed.
+that are mapped stay mapped. The C side is `decode_step.c`, compiled when it is first needed.
 """
 
 from __future__ import annotations
