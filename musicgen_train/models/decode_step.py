@@ -15,11 +15,9 @@ S steps, I and O in- and outputs of a matrix.
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -28,7 +26,6 @@ from torch.nn import functional as F
 from musicgen_train.models.activations import ACTIVATIONS, Activation
 from musicgen_train.models.attention import MusicgenAttention, cross_attention_mask
 from musicgen_train.models.kv_cache import KeysValues, KVCache
-from musicgen_train.models.native.decode_step import NativeStep, can_step_natively
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
@@ -105,11 +102,16 @@ class DecodeStep:
         Args:
             ids_BK: int64, the newest column.
         """
-        weights, cache = self._weights, self._cache
+        logits = self._logits(ids_BK)
+        self._cache.advance(1)
+        return logits
+
+    def _logits(self, ids_BK: torch.Tensor) -> torch.Tensor:
+        weights = self._weights
         embeddings_BKD = F.embedding(ids_BK + weights.offsets_K, weights.embeddings)
         hidden_RD = embeddings_BKD.sum(dim=1)
         # Added in float32, as in the forward pass.
-        hidden_RD = (hidden_RD + self._positions_SD[cache.length]).to(hidden_RD.dtype)
+        hidden_RD = (hidden_RD + self._position()).to(hidden_RD.dtype)
         if self._guided:
             hidden_RD = hidden_RD.repeat(2, 1)
         for index, layer in enumerate(weights.layers):
@@ -117,16 +119,25 @@ class DecodeStep:
             if self._text is not None:
                 self._add_text_attention(hidden_RD, layer, self._text[index])
             hidden_RD = layer.fc2.added_to(hidden_RD, layer.fc1.activated(layer.final_norm(hidden_RD)))
-        cache.advance(1)
         logits = weights.heads(weights.final_norm(hidden_RD))
         return logits.view(len(hidden_RD), weights.num_codebooks, -1).float()
 
     def _self_attention(self, hidden_RD: torch.Tensor, layer: _Layer, index: int) -> torch.Tensor:
         projected = layer.query_key_value(layer.self_norm(hidden_RD))
         queries_RNH, keys_RNH, values_RNH = projected.view(len(hidden_RD), 3, self._weights.num_heads, -1).unbind(1)
-        keys, values = self._cache.append(index, keys_RNH.unsqueeze(2), values_RNH.unsqueeze(2))
-        mixed = F.scaled_dot_product_attention(queries_RNH.unsqueeze(2), keys, values)
+        mixed = self._attend(index, queries_RNH.unsqueeze(2), keys_RNH.unsqueeze(2), values_RNH.unsqueeze(2))
         return layer.self_out.added_to(hidden_RD, mixed.reshape(hidden_RD.shape))
+
+    def _position(self) -> torch.Tensor:
+        """The embedding of the newest column's position."""
+        return self._positions_SD[self._cache.length]
+
+    def _attend(
+        self, index: int, queries_RN1H: torch.Tensor, keys_RN1H: torch.Tensor, values_RN1H: torch.Tensor
+    ) -> torch.Tensor:
+        """To the newest column and those before it, `(rows, heads, 1, head_width)`."""
+        keys, values = self._cache.append(index, keys_RN1H, values_RN1H)
+        return F.scaled_dot_product_attention(queries_RN1H, keys, values)
 
     def _add_text_attention(self, hidden_RD: torch.Tensor, layer: _Layer, text: KeysValues) -> None:
         """In place, in the rows that have a text."""
@@ -136,24 +147,6 @@ class DecodeStep:
         queries_BN1H = queries.view(len(hidden_BD), self._weights.num_heads, 1, -1)
         mixed = F.scaled_dot_product_attention(queries_BN1H, keys_BNLH, values_BNLH, attn_mask=self._text_mask)
         hidden_BD += layer.cross_out(mixed.reshape(hidden_BD.shape))
-
-
-MakeStep: TypeAlias = "Callable[[KVCache, int, torch.Tensor | None, bool], DecodeStep | NativeStep]"
-"""Makes the step of a window from a cache, the window's steps, the text's mask and whether there is guidance."""
-
-
-def step_maker(model: MusicgenForCausalLM, rows: int) -> MakeStep | None:
-    """How to make the steps of a request's windows, the fastest way there is; None where only the forward pass can.
-
-    Args:
-        model: whose weights stay as they are until the request is done.
-        rows: that a step has.
-    """
-    if not can_step(model):
-        return None
-    if can_step_natively(model, rows):
-        return functools.partial(NativeStep, model)
-    return functools.partial(DecodeStep, StepWeights(model, rows))
 
 
 def can_step(model: MusicgenForCausalLM) -> bool:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from musicgen_train.models.decode_step import MakeStep, step_maker
 from musicgen_train.models.delay_pattern import FREE, generation_template, undo_delay
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.sampling import Generators, guide, pick
+from musicgen_train.models.step_maker import MakeStep, Step, step_maker
 
 if TYPE_CHECKING:
     from musicgen_train.models.decoder import MusicgenForCausalLM
@@ -170,7 +170,11 @@ def _generate_window(
         if guided:
             assert settings.guidance_scale is not None
             logits_BKV = guide(logits_BKV, settings.guidance_scale)
-        chosen_BK = pick(logits_BKV, settings, generator)
+        try:
+            chosen_BK = pick(logits_BKV, settings, generator)
+        except RuntimeError:
+            _check_finite(logits_BKV)
+            raise
         if partly_known[step]:
             known_BK = template_BKS[..., step]
             chosen_BK = torch.where(known_BK == FREE, chosen_BK, known_BK)
@@ -183,9 +187,19 @@ def _generate_window(
             progress.add(undo_delay(newest, model.delays))
             if progress.done:
                 break
+    _check_finite(logits_BKV)
     if not progress.is_watched:
         progress.add(undo_delay(sequence_BKS[..., start:], model.delays))
     progress.windows += 1
+
+
+def _check_finite(logits_BKV: torch.Tensor) -> None:
+    """Refuse what a broken model makes. Once a window is enough: what is not a number stays in the cache."""
+    if not bool(torch.isfinite(logits_BKV).all()):
+        raise ValueError(
+            "the model's logits are not finite: its weights or the text states hold NaN or infinity, or float16 has no "
+            "room for what they compute. Look at the weights, or generate in float32 or bfloat16"
+        )
 
 
 class _Logits:
@@ -203,8 +217,9 @@ class _Logits:
         self._text = text
         self._guided = guided
         self._steps = steps
-        self._cache = KVCache(model.config.num_hidden_layers, capacity=steps - 1)
-        self._step: Callable[[torch.Tensor], torch.Tensor] | None = None
+        # Attention on a GPU is fastest over multiples of eight.
+        self._cache = KVCache(model.config.num_hidden_layers, capacity=-(-(steps - 1) // 8) * 8)
+        self._step: Step | None = None
 
     def __call__(self, ids_BKS: torch.Tensor) -> torch.Tensor:
         if self._step is not None:

@@ -32,13 +32,21 @@ def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Gener
         return logits_BKV.argmax(dim=-1)
     probabilities_BKV = truncate(logits_BKV, settings).softmax(dim=-1)
     if generators is None or isinstance(generators, torch.Generator):
-        drawn = torch.multinomial(probabilities_BKV.flatten(0, 1), 1, generator=generators)
-        return drawn.view(logits_BKV.shape[:2])
+        return draw(probabilities_BKV.flatten(0, 1), generators).view(logits_BKV.shape[:2])
     rows = [
-        torch.multinomial(probabilities, 1, generator=generator)
-        for probabilities, generator in zip(probabilities_BKV, generators, strict=True)
+        draw(probabilities, generator) for probabilities, generator in zip(probabilities_BKV, generators, strict=True)
     ]
-    return torch.stack(rows).squeeze(-1)
+    return torch.stack(rows)
+
+
+def draw(probabilities_NV: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """An index from each row, int64 `(N,)`: the one that `torch.multinomial` draws with the same generator."""
+    if probabilities_NV.device.type == "cpu":
+        return torch.multinomial(probabilities_NV, 1, generator=generator).squeeze(-1)
+    # torch looks at the probabilities first, for which the host waits. Of what is exponentially distributed with rates
+    # p, the smallest number is that of index i with probability p_i (Gumbel 1954, by its logarithm).
+    noise_NV = torch.empty_like(probabilities_NV).exponential_(generator=generator)
+    return (probabilities_NV / noise_NV).argmax(dim=-1)
 
 
 def truncate(logits: torch.Tensor, settings: GenerationConfig) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""The steps of generation, torch's and that in C, against the decoder's forward pass, which is itself held against
-transformers'."""
+"""The steps of generation (torch's, one that a graph can be made of, and that in C) against the decoder's forward pass,
+which is itself held against transformers'."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models import generation
-from musicgen_train.models.decode_step import DecodeStep, MakeStep, StepWeights, can_pack, can_step, step_maker
+from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_pack, can_step
+from musicgen_train.models.graphed_step import FixedStep
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.native.decode_step import NativeStep, can_step_natively, reason_for_torch
+from musicgen_train.models.step_maker import MakeStep, step_maker
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
 # Wide enough for oneDNN's product in all matrices of a layer but those of the attention.
@@ -30,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "relu": {**WIDE, "activation_function": "relu"},
 }
 
-WAYS = ("torch", "native")
+WAYS = ("torch", "fixed", "native")
 CASES = [(kind, way) for way in WAYS for kind in KINDS if (kind, way) != ("heads of 12", "native")]
 
 
@@ -38,6 +40,8 @@ def step_of(way: str, model: MusicgenForCausalLM, rows: int) -> MakeStep:
     """The maker of either kind of step."""
     if way == "torch":
         return functools.partial(DecodeStep, StepWeights(model, rows))
+    if way == "fixed":
+        return functools.partial(FixedStep, StepWeights(model, rows))
     if (reason := reason_for_torch()) is not None:
         pytest.skip(reason)
     assert can_step_natively(model, rows)

@@ -459,3 +459,13 @@ def test_what_a_file_does_not_say_is_as_in_the_reference() -> None:
     defaults = theirs._get_default_generation_params()
     for name in ("do_sample", "temperature", "top_k", "top_p", "num_return_sequences", "max_length"):
         assert getattr(ours, name) == defaults[name], name
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("frames", [3, 20])  # by the forward pass, and by steps
+def test_logits_that_are_not_finite_are_refused(frames: int, do_sample: bool) -> None:
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**tiny.DECODER))
+    with torch.no_grad():
+        model.model.decoder.layers[1].fc1.weight[0, 0] = float("nan")  # type: ignore[union-attr,index]
+    with pytest.raises(ValueError, match="logits are not finite"):
+        model.generate(max_new_tokens=frames + 3, do_sample=do_sample)

@@ -1,0 +1,177 @@
+"""`DecodeStep` as a CUDA graph: one launch for a step, whose kernels one by one take longer to launch than to run.
+
+Axes: B batch, R rows (B, or 2 B under guidance), K codebooks, N heads, H head width, D width, S steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from musicgen_train.models.decode_step import DecodeStep, StepWeights
+from musicgen_train.models.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+# Columns that a step reads are a multiple of this, but at the end of the window: every multiple makes a graph.
+_BORDER = 256
+# A graph takes about as long to make as so many steps save.
+_STEPS_WORTH_A_GRAPH = 16
+# Of logits, between a graph's first run and the same done kernel by kernel; in bfloat16 they have three digits.
+_TOLERANCE = 0.02
+
+
+class FixedStep(DecodeStep):
+    """The same with all tensors where they were at the step before, and nothing that the host has to know.
+
+    So a CUDA graph can be made of it. Attention reads the memory of some columns that are not there yet, up to a
+    border, and does not see them; each border makes another graph.
+
+    Args: see `DecodeStep`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        weights: StepWeights,
+        cache: KVCache,
+        steps: int,
+        text_mask_BL: torch.Tensor | None,
+        guided: bool,
+    ) -> None:
+        super().__init__(weights, cache, steps, text_mask_BL, guided)
+        cache.reserve(steps - 1)  # the last column is never fed
+        self._stored = [cache.buffers(layer) for layer in range(len(cache))]
+        for both in self._stored:
+            for stored in both:
+                stored[:, :, cache.length :] = 0  # what is not seen counts nothing, unless it is not a number
+        self._capacity = self._stored[0][0].shape[2]
+        device = weights.embeddings.device
+        self._place_1 = torch.full((1,), cache.length, device=device)
+        self._places_S = torch.arange(self._capacity, device=device)
+
+    @property
+    def border(self) -> int:
+        """Columns whose memory the next step reads."""
+        return min(-(-(self._cache.length + 1) // _BORDER) * _BORDER, self._capacity)
+
+    @torch.no_grad()
+    def logits(self, ids_BK: torch.Tensor, border: int) -> torch.Tensor:
+        """What a call returns. Nothing moves on: done twice, it gives the same."""
+        self._read_S = slice(0, border)
+        self._seen_S = self._places_S[self._read_S] <= self._place_1
+        return self._logits(ids_BK)
+
+    def move_on(self) -> None:
+        """Count the newest column as past."""
+        self._cache.advance(1)
+        self._place_1 += 1
+
+    def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
+        logits = self.logits(ids_BK, self.border)
+        self.move_on()
+        return logits
+
+    def _position(self) -> torch.Tensor:
+        return self._positions_SD.index_select(0, self._place_1)
+
+    def _attend(
+        self, index: int, queries_RN1H: torch.Tensor, keys_RN1H: torch.Tensor, values_RN1H: torch.Tensor
+    ) -> torch.Tensor:
+        keys, values = self._stored[index]
+        keys.index_copy_(2, self._place_1, keys_RN1H)
+        values.index_copy_(2, self._place_1, values_RN1H)
+        return F.scaled_dot_product_attention(
+            queries_RN1H, keys[:, :, self._read_S], values[:, :, self._read_S], attn_mask=self._seen_S[None, None, None]
+        )
+
+
+class GraphedStep:
+    """Logits after one more column of ids, for one window of a request on a CUDA device.
+
+    The first run of each graph is compared with the same step done kernel by kernel. Where a graph cannot be made, or
+    differs, that is said once, and steps are done kernel by kernel.
+
+    Args: see `DecodeStep`.
+    """
+
+    def __init__(
+        self,
+        weights: StepWeights,
+        cache: KVCache,
+        steps: int,
+        text_mask_BL: torch.Tensor | None,
+        guided: bool,
+    ) -> None:
+        self._step = FixedStep(weights, cache, steps, text_mask_BL, guided)
+        self._cache = cache
+        self._steps = steps
+        self._border = 0
+        self._replay: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._can_graph = True
+
+    @torch.no_grad()
+    def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
+        """Logits of the next column, float32 `(rows, codebooks, vocab_size)`, in memory that the next call uses again.
+
+        Args:
+            ids_BK: int64, the newest column.
+        """
+        border = self._step.border
+        if border != self._border:
+            self._border, self._replay = border, None
+            ahead = min(border, self._steps - 1) - self._cache.length
+            if self._can_graph and ahead >= _STEPS_WORTH_A_GRAPH:
+                self._replay = self._graph(ids_BK, border)
+        logits = self._step.logits(ids_BK, border) if self._replay is None else self._replay(ids_BK)
+        self._step.move_on()
+        return logits
+
+    def _graph(self, ids_BK: torch.Tensor, border: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        try:
+            expected = self._step.logits(ids_BK, border).clone()
+            replay = record(lambda ids: self._step.logits(ids, border), ids_BK)
+            found = replay(ids_BK)
+            difference = float((found - expected).norm() / expected.norm())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+        else:
+            if difference <= _TOLERANCE:
+                return replay
+            reason = f"its logits differ by {difference:.2g} of their norm"
+        self._can_graph = False
+        logger.warning("generation goes on without a CUDA graph, several times slower: %s", reason)
+        return None
+
+
+def record(
+    function: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that does all that `function` did on the device, by one launch, and returns the same memory each time.
+
+    Args:
+        function: of one tensor; must not wait for the device, and must read and write the same memory at every call.
+        example: an argument.
+    """
+    argument = example.clone()
+    with torch.cuda.device(example.device):
+        # What libraries set up at a first call cannot be recorded.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            function(argument)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Threads that load data may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function(argument)
+
+    def replay(given: torch.Tensor) -> torch.Tensor:
+        argument.copy_(given)
+        graph.replay()
+        return result
+
+    return replay

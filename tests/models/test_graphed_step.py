@@ -1,0 +1,210 @@
+"""A step as a graph: recorded and replayed here call by call, where each result has its own memory as on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from musicgen_train import GenerationConfig, MusicgenDecoderConfig, MusicgenForCausalLM
+from musicgen_train.models import generation, graphed_step
+from musicgen_train.models.decode_step import StepWeights
+from musicgen_train.models.graphed_step import FixedStep, GraphedStep
+from musicgen_train.models.kv_cache import KVCache
+from musicgen_train.models.sampling import draw, guide, pick
+
+COLUMNS, TEXT_LENGTH = 40, 5
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every call of an operator with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        self.calls.append((operator, args, kwargs or {}, result))
+        return result
+
+
+def record_calls(function: Function, example: torch.Tensor) -> Function:
+    """`graphed_step.record` for a CPU: nothing of Python runs again but the operators, on the memory that they had."""
+    argument = example.clone()
+    with Recorder() as recorder:
+        result = function(argument)
+
+    def replay(given: torch.Tensor) -> torch.Tensor:
+        argument.copy_(given)
+        for operator, args, kwargs, before in recorder.calls:
+            again = operator(*args, **kwargs)
+            for old, new in zip(tree_leaves(before), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+        return result
+
+    return replay
+
+
+def build() -> MusicgenForCausalLM:
+    torch.manual_seed(5)
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, "max_position_embeddings": 100})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def request(model: MusicgenForCausalLM) -> dict[str, torch.Tensor]:
+    mask = torch.ones(2, TEXT_LENGTH, dtype=torch.long)
+    mask[0, 3:] = 0
+    states = torch.randn(2, TEXT_LENGTH, model.config.hidden_size, generator=torch.Generator().manual_seed(7))
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+def generated(model: MusicgenForCausalLM, make: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> torch.Tensor:
+    """Codes by a kind of step; None is the forward pass."""
+    kind = None if make is None else lambda *window: make(StepWeights(model, 4), *window)
+    monkeypatch.setattr(generation, "step_maker", lambda model, rows: kind)
+    codes = model.generate(
+        **request(model),
+        **{"max_new_tokens": COLUMNS, "guidance_scale": 3.0, "do_sample": True, "top_k": 20, **settings},
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert isinstance(codes, torch.Tensor)
+    return codes
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Function]:
+    """The graphs that were made."""
+    made: list[Function] = []
+
+    def record(function: Function, example: torch.Tensor) -> Function:
+        made.append(record_calls(function, example))
+        return made[-1]
+
+    monkeypatch.setattr(graphed_step, "record", record)
+    return made
+
+
+@pytest.mark.parametrize(("border", "graphs"), [(256, 1), (16, 2), (20, 2)])
+def test_generation_is_the_same_by_graphs(
+    border: int, graphs: int, recorded: list[Function], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    monkeypatch.setattr(graphed_step, "_BORDER", border)
+    monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
+    assert torch.equal(generated(model, GraphedStep, monkeypatch), generated(model, None, monkeypatch))
+    # Between the last border and the end of the window there are fewer steps than a graph is worth.
+    assert len(recorded) == graphs
+
+
+def test_windows_have_graphs_of_their_own(recorded: list[Function], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    windows = {"max_new_tokens": 80, "max_window_frames": 40, "extend_stride": 20}
+    by_graphs = generated(model, GraphedStep, monkeypatch, **windows)
+    assert torch.equal(by_graphs, generated(model, None, monkeypatch, **windows))
+    assert len(recorded) == 3
+
+
+def test_memory_of_columns_to_come_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate = KVCache._allocate
+
+    def with_garbage(*arguments: Any) -> Any:
+        keys, values = allocate(*arguments)
+        keys.fill_(float("nan"))
+        values.fill_(float("nan"))
+        return keys, values
+
+    monkeypatch.setattr(KVCache, "_allocate", with_garbage)
+    model = build()
+    assert torch.equal(generated(model, FixedStep, monkeypatch), generated(model, None, monkeypatch))
+
+
+@pytest.mark.parametrize("fault", ["refused", "wrong"])
+def test_without_a_graph_it_goes_on_and_says_so_once(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: Function, example: torch.Tensor) -> Function:
+        if fault == "refused":
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        result = function(example)
+        return lambda given: result + 1
+
+    monkeypatch.setattr(graphed_step, "record", broken)
+    monkeypatch.setattr(graphed_step, "_BORDER", 16)
+    monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
+    model = build()
+    with caplog.at_level(logging.WARNING):
+        codes = generated(model, GraphedStep, monkeypatch)
+    assert torch.equal(codes, generated(model, None, monkeypatch))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "without a CUDA graph" in message
+    assert ("not permitted" if fault == "refused" else "logits differ") in message
+
+
+def test_a_step_on_a_gpu_waits_for_nothing() -> None:
+    """On tensors that have a device but no values: what needs a value, or another device, raises."""
+    settings = GenerationConfig(do_sample=True, top_k=20, top_p=0.9, temperature=0.9)
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda"):
+            model = MusicgenForCausalLM(MusicgenDecoderConfig(**tiny.DECODER)).eval()
+        text = torch.randn(2, TEXT_LENGTH, model.config.hidden_size, device="cuda")
+        ids = torch.zeros(2, model.num_codebooks, 1, dtype=torch.long, device="cuda")
+        cache = KVCache(model.config.num_hidden_layers, capacity=16)
+        decoder = model.model.decoder
+        decoder(decoder.embed(ids.repeat(2, 1, 1)), text_states=torch.cat([text, 0 * text]), cache=cache)
+        step = FixedStep(StepWeights(model, 4), cache, 16, None, True)
+        newest = ids[..., 0]
+        for _ in range(4):
+            newest = pick(guide(step(newest), 3.0), settings, None)
+    assert newest.device.type == "cuda"
+    assert newest.shape == (2, model.num_codebooks)
+
+
+def test_draws_have_the_probabilities() -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    many = probabilities.repeat_interleave(20_000, dim=0)
+    drawn = torch.stack([part.bincount(minlength=4) for part in draw(many, None).chunk(2)]) / 20_000
+    assert_close(drawn, probabilities, rtol=0.0, atol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_draws_on_a_gpu_are_those_of_multinomial() -> None:
+    probabilities = torch.rand(64, 2048, device="cuda").softmax(dim=-1)
+    for seed in range(20):
+        expected = torch.multinomial(probabilities, 1, generator=torch.Generator("cuda").manual_seed(seed))
+        found = draw(probabilities, torch.Generator("cuda").manual_seed(seed))
+        assert torch.equal(found, expected[:, 0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_generation_on_a_gpu_is_the_same_by_graphs(
+    guidance_scale: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build().cuda()
+    text = {name: value.cuda() for name, value in request(model).items()}
+
+    def generate() -> torch.Tensor:
+        codes = model.generate(**text, max_new_tokens=90, guidance_scale=guidance_scale, do_sample=False)
+        assert isinstance(codes, torch.Tensor)
+        return codes
+
+    by_graphs = generate()
+    assert "without a CUDA graph" not in caplog.text
+    monkeypatch.setattr(generation, "step_maker", lambda model, rows: None)
+    assert torch.equal(by_graphs, generate())
