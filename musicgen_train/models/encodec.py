@@ -30,9 +30,10 @@ from musicgen_train.models.native.lstm import run_lstm
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
 
-# Values in one activation of a segment. On a CPU a few of them should fit the caches of its cores; an accelerator
-# needs enough work to be busy, and this bounds its memory (about 1 GB per activation in float32).
-_SEGMENT_VALUES = {"cpu": 2**21}
+# Values in one activation of a segment. On a CPU a few of them should fit the caches of its cores, and be small enough
+# for the allocator to keep their memory; an accelerator needs enough work to be busy, and this bounds its memory (about
+# 1 GB per activation in float32).
+_SEGMENT_VALUES = {"cpu": 2**20}
 _SEGMENT_VALUES_ACCELERATOR = 2**28
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192

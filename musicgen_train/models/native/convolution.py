@@ -1,8 +1,8 @@
 """EnCodec's layers one after the other, in C where they are convolutions in float32 on a CPU.
 
-A convolution is mostly bound by what is done around its products: padding copies its input, and the ELU before it reads
-and writes all of it again. Here every convolution writes its result where the next one wants it, with room for the
-padding at both ends, and beside it, or instead of it, the ELU of the result (`convolution.c`).
+Much of the time goes into what is around a convolution's products: padding copies its input, and the ELU before it
+reads and writes all of it again. Here every convolution writes its result where the next one wants it, with room for
+the padding at both ends, and beside it, or instead of it, the ELU of the result (`convolution.c`).
 
 Axis letters: B batch, L steps, C width, G taps, I and O width of in- and output, P panels of W outputs.
 """
@@ -110,15 +110,16 @@ class _Padded:
     """Room for some steps and for the padding around them.
 
     Args:
-        batch, made, width: of what will be written to `target`, `(batch, made, width)`.
+        like: whose batch, device and type it takes.
+        made, width: of what will be written to `target`, `(batch, made, width)`.
         cut: steps at its two ends that are not part of the result.
         padding: around the result.
     """
 
-    def __init__(self, batch: int, made: int, width: int, cut: tuple[int, int], padding: Padding) -> None:
+    def __init__(self, like: torch.Tensor, made: int, width: int, cut: tuple[int, int], padding: Padding) -> None:
         # Where padding lies on what is cut off, it is written over it.
         before, after = max(0, padding.left - cut[0]), max(0, padding.right - cut[1])
-        room = torch.empty(batch, before + made + after, width)
+        room = like.new_empty(len(like), before + made + after, width)
         first, last = before + cut[0], before + made - cut[1]
         self.target = room[:, before : before + made]
         self.steps = room[:, first:last]
@@ -171,8 +172,8 @@ def _given(hidden_BLC: torch.Tensor, wanted: _Wanted) -> _Result:
     """What is there already, as it is wanted."""
 
     def copied(values_BLC: torch.Tensor, padding: Padding) -> _Padded:
-        batch, steps, width = values_BLC.shape
-        copy = _Padded(batch, steps, width, (0, 0), padding)
+        _, steps, width = values_BLC.shape
+        copy = _Padded(values_BLC, steps, width, (0, 0), padding)
         copy.steps.copy_(values_BLC)
         copy.pad()
         return copy
@@ -230,7 +231,7 @@ def _convolve(
     made = steps * blocks
     wanted = _wanted(others, made - sum(cut))
     itself, activated = (
-        None if padding is None else _Padded(batch, made, out_width, cut, padding)
+        None if padding is None else _Padded(padded, made, out_width, cut, padding)
         for padding in (wanted.itself, wanted.activated)
     )
     whole = steps - steps % together

@@ -109,7 +109,7 @@ class NativeStep:
             tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
             for name, tensor in zip(_LAYER_POINTERS[: len(tensors)], tensors, strict=True):
                 setattr(entry, name, self._pointer(tensor))
-        self._logits = torch.empty(rows, model.num_codebooks, config.vocab_size)
+        self._logits = stored[0][0].new_empty(rows, model.num_codebooks, config.vocab_size)
         self._step = _Step(
             rows=rows,
             width=config.hidden_size,
@@ -136,7 +136,8 @@ class NativeStep:
         library = load_library(_SOURCE)
         assert library is not None
         library.decode_step_scratch.restype = ctypes.c_int64
-        self._step.scratch = self._pointer(torch.empty(library.decode_step_scratch(ctypes.byref(self._step))))
+        scratch = self._logits.new_empty(library.decode_step_scratch(ctypes.byref(self._step)))
+        self._step.scratch = self._pointer(scratch)
         self._run = library.decode_step
 
     def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:

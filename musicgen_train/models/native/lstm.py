@@ -44,7 +44,7 @@ def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
     assert library is not None
     steps, batch, _ = input_TBU.shape
     threads = torch.get_num_threads()
-    products = torch.empty(threads, batch, 4 * lstm.hidden_size)
+    products = input_TBU.new_empty(threads, batch, 4 * lstm.hidden_size)
     for layer in range(lstm.num_layers):
         to_gates, recurrent, bias, second_bias = (
             cast(torch.Tensor, getattr(lstm, f"{name}_l{layer}"))
@@ -52,8 +52,8 @@ def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
         )
         # Not `linear`, which goes other ways, and rounds otherwise, for tensors made in inference mode.
         gates = torch.addmm(bias + second_bias, input_TBU.flatten(0, 1), to_gates.T)
-        output = torch.empty(steps, batch, lstm.hidden_size)
-        cells = torch.zeros(batch, lstm.hidden_size)
+        output = input_TBU.new_empty(steps, batch, lstm.hidden_size)
+        cells = input_TBU.new_zeros(batch, lstm.hidden_size)
         arguments = _Layer(
             steps=steps,
             batch=batch,
