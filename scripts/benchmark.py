@@ -305,11 +305,17 @@ class Roofline:
 def measure_roofline(plan: Plan) -> Roofline:
     """Time a matrix product and a copy."""
     progress("matrix product and copy")
-    side, block = (8192, 2**30) if plan.device == "cuda" else (2048, 2**28)
-    left, right = (torch.randn(side, side, device=plan.device).to(plan.dtype) for _ in range(2))
+    largest, block = (8192, 2**30) if plan.device == "cuda" else (2048, 2**28)
+    side = 256
+    while True:
+        left, right = (torch.randn(side, side, device=plan.device).to(plan.dtype) for _ in range(2))
+        product_s = fastest(lambda left=left, right=right: left @ right, plan.device)
+        # Where a processor has no instructions for the type, small ones take long enough.
+        if side == largest or product_s > 0.1:
+            break
+        side *= 2
     source = torch.ones(block, dtype=torch.uint8, device=plan.device)
     target = torch.empty_like(source)
-    product_s = fastest(lambda: left @ right, plan.device)
     copy_s = fastest(lambda: target.copy_(source), plan.device)
     return Roofline(flops_per_s=2 * side**3 / product_s, bytes_per_s=2 * block / copy_s)
 
