@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models.native.gelu import gelu, gelu_backward
-
 # What torch itself asks before it takes oneDNN rather than loops.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -73,7 +71,7 @@ class _Product(torch.autograd.Function):
         kept = states if after_gelu else states.to(dtype)
         ctx.save_for_backward(kept if after_gelu or ctx.needs_input_grad[1] else None, weight_OI)
         with torch.autocast(states.device.type, enabled=False):
-            return (_operand(gelu(kept) if after_gelu else kept, dtype) @ _operand(weight_OI, dtype).T).to(dtype)
+            return (_operand(F.gelu(kept) if after_gelu else kept, dtype) @ _operand(weight_OI, dtype).T).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
@@ -82,13 +80,13 @@ class _Product(torch.autograd.Function):
         grad_states = grad_weight = None
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.needs_input_grad[1]:
-                states = _operand(gelu(kept) if ctx.after_gelu else kept, ctx.dtype)
+                states = _operand(F.gelu(kept) if ctx.after_gelu else kept, ctx.dtype)
                 grad_weight = (grad.flatten(0, -2).T @ states.flatten(0, -2)).to(weight_OI.dtype)
                 del states  # before what is as large
             if ctx.needs_input_grad[0]:
                 grad_states = (grad @ _operand(weight_OI, ctx.dtype)).to(ctx.states_dtype)
                 if ctx.after_gelu:
-                    grad_states = gelu_backward(grad_states, kept)
+                    grad_states = torch.ops.aten.gelu_backward(grad_states, kept)
         return grad_states, grad_weight, None, None
 
 

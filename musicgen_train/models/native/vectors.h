@@ -123,13 +123,12 @@ static inline vec elu(vec x) {
     return (vec)(((ints)x & positive) | ((ints)below & ~positive));
 }
 
-/* Half of erfc(|x| / sqrt(2)), the share of a normal distribution beyond |x|, to 4e-7 of it; `density` is exp(-x^2 / 2).
+/* Half of erfc(|x| / sqrt(2)), the share of a normal distribution beyond |x|, to 4e-7 of it.
  *
  * erfc(z) = t p(t) exp(-z^2) of t = 1 / (1 + z / 2), as in Press et al., "Numerical Recipes", 6.2; the coefficients of p
  * were fitted for z up to 7, by least squares weighted until the largest relative error was small. */
-static inline vec normal_tail(vec x, vec *density) {
+static inline vec normal_tail(vec x) {
     const vec size = (vec)((ints)x & INT32_MAX);
-    *density = exponential(x * x * -0.5f);
     const vec t = 1.0f / (1.0f + size * 0.353553391f);
     vec series = t * -0.05639391f + 0.27127683f;
     series = series * t - 0.45905859f;
@@ -139,27 +138,14 @@ static inline vec normal_tail(vec x, vec *density) {
     series = series * t + 0.24581641f;
     series = series * t + 0.28198275f;
     series = series * t + 0.28211023f;
-    return 0.5f * t * series * *density;
+    return 0.5f * t * series * exponential(x * x * -0.5f);
 }
 
-/* The normal distribution's share below x. */
-static inline vec normal_share(vec x, vec *density) {
-    const vec tail = normal_tail(x, density);
-    const ints positive = x > 0.0f;
-    return (vec)(((ints)(1.0f - tail) & positive) | ((ints)tail & ~positive));
-}
-
-/* GELU (Hendrycks & Gimpel 2016). */
+/* GELU (Hendrycks & Gimpel 2016): x times the normal distribution's share below x. */
 static inline vec gelu(vec x) {
-    vec density;
-    return x * normal_share(x, &density);
-}
-
-/* Its derivative. */
-static inline vec gelu_slope(vec x) {
-    vec density;
-    const vec share = normal_share(x, &density);
-    return share + x * density * 0.398942280f; /* 1 / sqrt(2 pi) */
+    const vec tail = normal_tail(x);
+    const ints positive = x > 0.0f;
+    return x * (vec)(((ints)(1.0f - tail) & positive) | ((ints)tail & ~positive));
 }
 
 /* 1 / (1 + exp(-x)) */
