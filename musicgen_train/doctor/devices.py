@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.models.native.decode_step import reason_for_torch
+from musicgen_train.models.native.compiler import reason_without_any
 from musicgen_train.provenance.machine import available_cores, driver_version
 
 _GIB = 2**30
@@ -93,12 +93,12 @@ def _threads() -> Iterator[Finding]:
 
 
 def _c_code() -> Finding:
-    reason = reason_for_torch()
+    reason = reason_without_any()
     if reason is None:
-        return ok("C code", "compiled: generation and the codec, in float32 on the CPU, are done by it")
+        return ok("C code", "compiled: generation, the codec and attention, in float32 on the CPU, are done by it")
     return note(
         "C code",
-        f"none: generation and the codec on the CPU are left to torch, which is slower: {reason}",
+        f"generation, the codec or attention on the CPU are left to torch, which is slower: {reason}",
         "install a C compiler, e.g. gcc",
     )
 

@@ -48,6 +48,7 @@ class FixedStep(DecodeStep):
         for both in self._stored:
             for stored in both:
                 stored[:, :, cache.length :] = 0  # what is not seen counts nothing, unless it is not a number
+        self._steps = steps
         self._capacity = self._stored[0][0].shape[2]
         device = weights.embeddings.device
         self._place_1 = torch.full((1,), cache.length, device=device)
@@ -57,6 +58,11 @@ class FixedStep(DecodeStep):
     def border(self) -> int:
         """Columns whose memory the next step reads."""
         return min(-(-(self._cache.length + 1) // _BORDER) * _BORDER, self._capacity)
+
+    @property
+    def steps_to_border(self) -> int:
+        """Steps until another border is next, or the window is full."""
+        return min(self.border, self._steps - 1) - self._cache.length
 
     @torch.no_grad()
     def logits(self, ids_BK: torch.Tensor, border: int) -> torch.Tensor:
@@ -95,20 +101,12 @@ class GraphedStep:
     The first run of each graph is compared with the same step done kernel by kernel. Where a graph cannot be made, or
     differs, that is said once, and steps are done kernel by kernel.
 
-    Args: see `DecodeStep`.
+    Args:
+        step: that graphs are made of.
     """
 
-    def __init__(
-        self,
-        weights: StepWeights,
-        cache: KVCache,
-        steps: int,
-        text_mask_BL: torch.Tensor | None,
-        guided: bool,
-    ) -> None:
-        self._step = FixedStep(weights, cache, steps, text_mask_BL, guided)
-        self._cache = cache
-        self._steps = steps
+    def __init__(self, step: FixedStep) -> None:
+        self._step = step
         self._border = 0
         self._replay: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._can_graph = True
@@ -123,8 +121,7 @@ class GraphedStep:
         border = self._step.border
         if border != self._border:
             self._border, self._replay = border, None
-            ahead = min(border, self._steps - 1) - self._cache.length
-            if self._can_graph and ahead >= _STEPS_WORTH_A_GRAPH:
+            if self._can_graph and self._step.steps_to_border >= _STEPS_WORTH_A_GRAPH:
                 self._replay = self._graph(ids_BK, border)
         logits = self._step.logits(ids_BK, border) if self._replay is None else self._replay(ids_BK)
         self._step.move_on()

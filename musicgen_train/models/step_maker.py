@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_step
-from musicgen_train.models.graphed_step import GraphedStep
+from musicgen_train.models.graphed_step import FixedStep, GraphedStep
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.native.decode_step import NativeStep, can_step_natively
 
@@ -38,5 +38,5 @@ def step_maker(model: MusicgenForCausalLM, rows: int) -> MakeStep | None:
     weights = StepWeights(model, rows)
     # Autocast keeps rounded copies of weights, which a graph must not see freed.
     if model.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
-        return functools.partial(GraphedStep, weights)
+        return lambda *window: GraphedStep(FixedStep(weights, *window))
     return functools.partial(DecodeStep, weights)

@@ -179,7 +179,7 @@ def test_a_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.parametrize(("reason", "status"), [(None, Status.OK), ("no C compiler here", Status.NOTE)])
 def test_whether_there_is_c_code(reason: str | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "reason_for_torch", lambda: reason)
+    monkeypatch.setattr(devices, "reason_without_any", lambda: reason)
     found = of_topic(list(look_at_devices()), "C code")
     assert found.status is status
     assert (reason or "compiled") in found.what

@@ -16,7 +16,8 @@ from musicgen_train.models import generation
 from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_pack, can_step
 from musicgen_train.models.graphed_step import FixedStep
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.native.decode_step import NativeStep, can_step_natively, reason_for_torch
+from musicgen_train.models.native.compiler import reason_without
+from musicgen_train.models.native.decode_step import NativeStep, can_step_natively
 from musicgen_train.models.step_maker import MakeStep, step_maker
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
@@ -42,7 +43,7 @@ def step_of(way: str, model: MusicgenForCausalLM, rows: int) -> MakeStep:
         return functools.partial(DecodeStep, StepWeights(model, rows))
     if way == "fixed":
         return functools.partial(FixedStep, StepWeights(model, rows))
-    if (reason := reason_for_torch()) is not None:
+    if (reason := reason_without("decode_step.c")) is not None:
         pytest.skip(reason)
     assert can_step_natively(model, rows)
     return functools.partial(NativeStep, model)

@@ -22,6 +22,12 @@ from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.sampling import draw, guide, pick
 
 COLUMNS, TEXT_LENGTH = 40, 5
+
+
+def graphed(*window: Any) -> GraphedStep:
+    return GraphedStep(FixedStep(*window))
+
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -105,7 +111,7 @@ def test_generation_is_the_same_by_graphs(
     model = build()
     monkeypatch.setattr(graphed_step, "_BORDER", border)
     monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
-    assert torch.equal(generated(model, GraphedStep, monkeypatch), generated(model, None, monkeypatch))
+    assert torch.equal(generated(model, graphed, monkeypatch), generated(model, None, monkeypatch))
     # Between the last border and the end of the window there are fewer steps than a graph is worth.
     assert len(recorded) == graphs
 
@@ -113,7 +119,7 @@ def test_generation_is_the_same_by_graphs(
 def test_windows_have_graphs_of_their_own(recorded: list[Function], monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     windows = {"max_new_tokens": 80, "max_window_frames": 40, "extend_stride": 20}
-    by_graphs = generated(model, GraphedStep, monkeypatch, **windows)
+    by_graphs = generated(model, graphed, monkeypatch, **windows)
     assert torch.equal(by_graphs, generated(model, None, monkeypatch, **windows))
     assert len(recorded) == 3
 
@@ -147,7 +153,7 @@ def test_without_a_graph_it_goes_on_and_says_so_once(
     monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
     model = build()
     with caplog.at_level(logging.WARNING):
-        codes = generated(model, GraphedStep, monkeypatch)
+        codes = generated(model, graphed, monkeypatch)
     assert torch.equal(codes, generated(model, None, monkeypatch))
     (message,) = [record.getMessage() for record in caplog.records]
     assert "without a CUDA graph" in message

@@ -37,6 +37,12 @@ def reason_without(source_name: str) -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
+def reason_without_any() -> str | None:
+    """Why one of the C files here has no library; None if all have one."""
+    reasons = (reason_without(path.name) for path in sorted(Path(__file__).parent.glob("*.c")))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 @functools.cache
 def _load(source_name: str) -> ctypes.CDLL | str:
     if os.environ.get(SWITCH, "").strip() == "0":

@@ -17,7 +17,7 @@ typedef struct {
     int64_t batch, steps, runs, inputs, outputs, threads;
     const float *input;   /* B x ..., of which output step l and run g see `inputs` numbers from l * step + g * run on */
     int64_t input_batch, input_step, input_run;
-    const float *weights; /* P x G x I x COLUMNS, from `pack` */
+    const float *weights; /* P x G x I x COLUMNS */
     const float *bias;    /* O */
     const float *residual; /* B x L x O, added to the sums; may be null */
     int64_t residual_batch;

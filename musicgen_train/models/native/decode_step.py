@@ -15,7 +15,7 @@ from torch import nn
 
 from musicgen_train.models.attention import cross_attention_mask
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.native.compiler import load_library, reason_without
+from musicgen_train.models.native.compiler import load_library
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
@@ -194,8 +194,3 @@ def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
         and all(parameter.is_contiguous() for parameter in parameters)
         and load_library(_SOURCE) is not None
     )
-
-
-def reason_for_torch() -> str | None:
-    """Why steps on a CPU are done by torch here, whatever the model; None if they need not be."""
-    return reason_without(_SOURCE)
