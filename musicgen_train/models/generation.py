@@ -170,11 +170,7 @@ def _generate_window(
         if guided:
             assert settings.guidance_scale is not None
             logits_BKV = guide(logits_BKV, settings.guidance_scale)
-        try:
-            chosen_BK = pick(logits_BKV, settings, generator)
-        except RuntimeError:
-            _check_finite(logits_BKV)
-            raise
+        chosen_BK = pick(logits_BKV, settings, generator)
         if partly_known[step]:
             known_BK = template_BKS[..., step]
             chosen_BK = torch.where(known_BK == FREE, chosen_BK, known_BK)

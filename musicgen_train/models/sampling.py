@@ -40,11 +40,12 @@ def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Gener
 
 
 def draw(probabilities_NV: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """An index from each row, int64 `(N,)`: the one that `torch.multinomial` draws with the same generator."""
-    if probabilities_NV.device.type == "cpu":
-        return torch.multinomial(probabilities_NV, 1, generator=generator).squeeze(-1)
-    # torch looks at the probabilities first, for which the host waits. Of what is exponentially distributed with rates
-    # p, the smallest number is that of index i with probability p_i (Gumbel 1954, by its logarithm).
+    """An index from each row, int64 `(N,)`: the one that `torch.multinomial` draws with the same generator.
+
+    That one looks at the probabilities first, for which the host would wait for a GPU. Of numbers exponentially
+    distributed with rates p, the smallest is that of index i with probability p_i, and so is the largest of p_i times
+    the inverse of one with rate 1.
+    """
     noise_NV = torch.empty_like(probabilities_NV).exponential_(generator=generator)
     return (probabilities_NV / noise_NV).argmax(dim=-1)
 
