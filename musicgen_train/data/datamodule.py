@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import signal
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from musicgen_train.data.batch import Batch, Example, PackedBatch, collate, delivered, pack
 from musicgen_train.data.keyed_random import uniform
 from musicgen_train.data.latent_dataset import LatentDataset
+from musicgen_train.data.loader import LastingLoader, TimedLoader
 from musicgen_train.data.mix import MixOrder, MixPart, require_compatible
 from musicgen_train.data.stream import (
     Draw,
@@ -170,13 +169,12 @@ class LatentDataModule(lightning.LightningDataModule):
         )
         return TimedLoader(self.train_clips, sampler=sampler, **self._loading())
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> LastingLoader | list[Any]:
         if self.validation_clips is None:
             return []
         rank = 0 if self.trainer is None else self.trainer.global_rank
         batches = self.validation_clips.batches(self.micro_batch, rank, self._world_size)
-        loader: DataLoader[Any] = DataLoader(self.validation_clips, sampler=batches, **self._loading())
-        return loader
+        return LastingLoader(self.validation_clips, sampler=batches, **self._loading())
 
     @property
     def validation_losses(self) -> dict[int, str]:
@@ -254,7 +252,6 @@ class LatentDataModule(lightning.LightningDataModule):
             "collate_fn": delivered,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _outlive_signals,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
@@ -373,40 +370,5 @@ def _dealt(rows: np.ndarray, size: int, rank: int, world_size: int) -> list[np.n
     return [mine[first : first + size] for first in range(0, count * size, size)]
 
 
-class TimedLoader(DataLoader[Batch]):
-    """A loader that knows how long it was waited for."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.waited = 0.0
-        """Seconds that the training loop has spent in getting batches."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = super().__iter__()
-        while True:
-            begin = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - begin
-            yield batch
-
-    # The place in the data is the data module's to save; these tell Lightning that resuming is taken care of.
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state
-
-
 def _cropped(frames: np.ndarray, crop_frames: int | None) -> np.ndarray:
     return frames if crop_frames is None else np.minimum(frames, np.int32(crop_frames))
-
-
-def _outlive_signals(worker: int) -> None:
-    # They often go to all processes of a run. Which of them end it, and when, is the training process's to say: it
-    # needs its workers until it has saved, and ends them itself.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

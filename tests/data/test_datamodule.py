@@ -265,7 +265,7 @@ def test_settings_out_of_range_are_refused(latents: Path, changes: dict[str, Any
 def test_the_loader_knows_how_long_it_was_waited_for(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock that moves by a second whenever it is looked at: two looks per batch, and two at the end.
     ticks = iter(range(1000))
-    monkeypatch.setattr("musicgen_train.data.datamodule.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("musicgen_train.data.loader.time.perf_counter", lambda: float(next(ticks)))
     loader = module_of(latents, steps=3).train_dataloader()
     assert len(list(loader)) == 3
     assert loader.waited == 4.0
