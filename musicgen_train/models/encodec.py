@@ -4,7 +4,7 @@ Axis letters: B batch, N chunks, C channels of audio or width of an activation, 
 frames, T frames of codes, K codebooks, V codes of a codebook, D width of a code's vector.
 
 Audio is `(B, C, L)` outside. Inside, every activation is `(B, L, C)`, which makes products of convolutions
-(`convolutions.py`). The local layers run over segments of the signal (`in_segments`), so activations stay in the
+(`convolutions.py`). The local layers run over segments of the signal (`segments.py`), so activations stay in the
 processor's caches and memory does not grow with the length of the audio.
 
 Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-dict names are the hub's.
@@ -13,10 +13,8 @@ Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-d
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, ClassVar, cast
 
 import torch
@@ -29,12 +27,8 @@ from musicgen_train.models.native.convolution import run_layers
 from musicgen_train.models.native.lstm import run_lstm
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
+from musicgen_train.models.segments import in_segments
 
-# Values in one activation of a segment. On a CPU a few of them should fit the caches of its cores, and be small enough
-# for the allocator to keep their memory; an accelerator needs enough work to be busy, and this bounds its memory (about
-# 1 GB per activation in float32).
-_SEGMENT_VALUES = {"cpu": 2**20}
-_SEGMENT_VALUES_ACCELERATOR = 2**28
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192
 
@@ -305,16 +299,11 @@ class Encoder(nn.Module):
         layers += [nn.ELU(), Conv(config, width, config.hidden_size, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
         self.num_local = local
-        self.hop_length = config.hop_length
-        self.values_per_frame = config.hop_length * config.num_filters
         self.can_split = _is_local(config)
 
     def forward(self, audio_BLC: torch.Tensor) -> torch.Tensor:
-        local = self.layers[: self.num_local]
-        if self.can_split:
-            hidden_BTC = in_segments(local, audio_BLC, self.hop_length, 1, self.values_per_frame)
-        else:
-            hidden_BTC = run_layers(local, audio_BLC)
+        run = in_segments if self.can_split else run_layers
+        hidden_BTC = run(self.layers[: self.num_local], audio_BLC)
         return run_layers(self.layers[self.num_local :], hidden_BTC)
 
 
@@ -335,16 +324,12 @@ class Decoder(nn.Module):
         layers += [nn.ELU(), Conv(config, width, config.audio_channels, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
         self.first_local = first_local
-        self.hop_length = config.hop_length
-        self.values_per_frame = config.hop_length * config.num_filters
         self.can_split = _is_local(config)
 
     def forward(self, latents_BTD: torch.Tensor) -> torch.Tensor:
         hidden_BTC = run_layers(self.layers[: self.first_local], latents_BTD)
-        local = self.layers[self.first_local :]
-        if self.can_split:
-            return in_segments(local, hidden_BTC, 1, self.hop_length, self.values_per_frame)
-        return run_layers(local, hidden_BTC)
+        run = in_segments if self.can_split else run_layers
+        return run(self.layers[self.first_local :], hidden_BTC)
 
 
 def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
@@ -369,63 +354,6 @@ class LSTM(nn.LSTM):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.flatten_parameters()
-
-
-def in_segments(
-    layers: nn.Sequential, hidden_BLC: torch.Tensor, steps_in: int, steps_out: int, values_per_frame: int
-) -> torch.Tensor:
-    """`layers` of `hidden`, run over segments of its rows and frames.
-
-    Each segment is run with as many frames around it as its result depends on, and what they make is cut off. So the
-    values are those of one run but for rounding.
-
-    Args:
-        layers: convolutions and functions of single values, whose padding does not wrap around.
-        hidden_BLC: `(B, L, C)`, starting with a whole frame.
-        steps_in: steps of the input in a frame.
-        steps_out: steps of the output in a frame.
-        values_per_frame: the largest activation in between, per row and frame.
-
-    Returns:
-        `(B, ceil(L / steps_in) * steps_out, C')`.
-    """
-    batch, length, _ = hidden_BLC.shape
-    frames = -(-length // steps_in)
-    before, after = (math.ceil(steps / steps_in) for steps in _steps_around(layers))
-    budget = _SEGMENT_VALUES.get(hidden_BLC.device.type, _SEGMENT_VALUES_ACCELERATOR)
-    # The surroundings are computed twice: keep them small beside the segment.
-    longest = max(budget // values_per_frame, 8 * (1 + before + after))
-    # Equal lengths, so that the last segment, whose end is padded by reflection, is no shorter than the others.
-    num_segments = -(-frames // longest)
-    num_rows = max(1, budget // (values_per_frame * min(frames, longest)))
-    if num_segments == 1 and num_rows >= batch:
-        return run_layers(layers, hidden_BLC)
-    bounds = [frames * i // num_segments for i in range(num_segments + 1)]
-    rows = []
-    for hidden in hidden_BLC.split(num_rows):
-        pieces = []
-        for start, stop in itertools.pairwise(bounds):
-            first = max(0, start - before)
-            output = run_layers(layers, hidden[:, first * steps_in : (stop + after) * steps_in])
-            pieces.append(output[:, (start - first) * steps_out : (stop - first) * steps_out])
-        rows.append(torch.cat(pieces, 1))
-    return torch.cat(rows)
-
-
-def _steps_around(layers: nn.Sequential) -> tuple[Fraction, Fraction]:
-    """How many steps before and after a step of the input its outputs depend on."""
-    before = after = Fraction(0)
-    step = Fraction(1)
-    for layer in layers.modules():
-        if isinstance(layer, Conv):
-            before += step * layer.pad_left
-            after += step * layer.pad_right
-            step *= layer.stride
-        elif isinstance(layer, TransposedConv):
-            before += step
-            after += step
-            step /= layer.stride
-    return before, after
 
 
 def _is_local(config: EncodecConfig) -> bool:
