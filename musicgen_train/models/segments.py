@@ -9,6 +9,7 @@ Axis letters: B batch, L steps, C width.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from musicgen_train.models.convolutions import Conv, TransposedConv
-from musicgen_train.models.native.convolution import run_layers
+from musicgen_train.models.native.convolution import runner
 
 # Values in the largest activation of a segment. An accelerator needs enough work to be busy; this is about 1 GB in
 # float32. On a CPU it is 64 MB, which the largest never has to be: see `_CACHED_VALUES`.
@@ -45,13 +46,14 @@ def in_segments(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor
     """
     device = hidden_BLC.device.type
     if device != "cpu":
-        return _in_segments(layers, hidden_BLC, _SEGMENT_VALUES.get(device, _SEGMENT_VALUES_ACCELERATOR), run_layers)
-    return _in_segments(layers, hidden_BLC, _SEGMENT_VALUES["cpu"], _in_stages)
+        most_values = _SEGMENT_VALUES.get(device, _SEGMENT_VALUES_ACCELERATOR)
+        return _in_segments(layers, hidden_BLC, most_values, runner(layers, hidden_BLC))
+    return _in_segments(layers, hidden_BLC, _SEGMENT_VALUES["cpu"], functools.partial(_in_stages, layers))
 
 
 def _in_stages(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
     for stage in _stages(layers, hidden_BLC.shape[2]):
-        hidden_BLC = _in_segments(stage, hidden_BLC, _CACHED_VALUES, run_layers)
+        hidden_BLC = _in_segments(stage, hidden_BLC, _CACHED_VALUES, runner(stage, hidden_BLC))
     return hidden_BLC
 
 
@@ -59,9 +61,9 @@ def _in_segments(
     layers: nn.Sequential,
     hidden_BLC: torch.Tensor,
     most_values: int,
-    run: Callable[[nn.Sequential, torch.Tensor], torch.Tensor],
+    run: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """`run(layers, hidden)`, over segments whose largest activation has `most_values` where that can be.
+    """`run(hidden)`, which runs `layers`, over segments whose largest activation has `most_values` where that can be.
 
     Each segment is run with as much around it as its result depends on, and what they make is cut off.
     """
@@ -75,17 +77,17 @@ def _in_segments(
     num_segments = -(-frames // longest)
     num_rows = max(1, most_values // (frame.values * min(frames, longest)))
     if num_segments == 1 and num_rows >= batch:
-        return run(layers, hidden_BLC)
+        return run(hidden_BLC)
     bounds = [frames * i // num_segments for i in range(num_segments + 1)]
     rows = []
     for hidden in hidden_BLC.split(num_rows):
         pieces = []
         for start, stop in itertools.pairwise(bounds):
             first = max(0, start - before)
-            output = run(layers, hidden[:, first * frame.steps_in : (stop + after) * frame.steps_in])
+            output = run(hidden[:, first * frame.steps_in : (stop + after) * frame.steps_in])
             pieces.append(output[:, (start - first) * frame.steps_out : (stop - first) * frame.steps_out])
         rows.append(torch.cat(pieces, 1))
-    return torch.cat(rows)
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 @dataclass(frozen=True)

@@ -101,4 +101,24 @@ void convolve(const Convolution *of) {
     }
 }
 
+enum padding { CONSTANT, REFLECT, REPLICATE };
+
+/* A step of padding, `beyond` steps before (direction -1) or after (direction 1) the one at the edge. */
+static void pad_step(float *edge, int64_t direction, int64_t beyond, int64_t width, enum padding mode) {
+    float *const target = edge + direction * beyond * width;
+    if (mode == CONSTANT)
+        memset(target, 0, width * sizeof *target);
+    else
+        memcpy(target, mode == REFLECT ? edge - direction * beyond * width : edge, width * sizeof *target);
+}
+
+/* Fill `left` steps before and `right` steps after those of each row, as torch.nn.functional.pad does. */
+void pad_ends(float *steps, int64_t batch, int64_t batch_stride, int64_t length, int64_t width, int64_t left,
+              int64_t right, int64_t mode) {
+    for (int64_t row = 0; row < batch; row++, steps += batch_stride) {
+        for (int64_t i = 1; i <= left; i++) pad_step(steps, -1, i, width, (enum padding)mode);
+        for (int64_t i = 1; i <= right; i++) pad_step(steps + (length - 1) * width, 1, i, width, (enum padding)mode);
+    }
+}
+
 int64_t panel_width(void) { return COLUMNS; }

@@ -32,6 +32,7 @@ from musicgen_train.models.native.compiler import load_library
 
 _SOURCE = "convolution.c"
 _NO_PADDING = Padding(0, 0, "constant")
+_PADDING_MODES = ("constant", "reflect", "replicate")  # as the C side counts them
 _CONVOLUTIONS = (Conv, TransposedConv)
 _PLAIN = {
     *(*_CONVOLUTIONS, ResidualBlock, Kernel, MagnitudeAndDirection),
@@ -54,15 +55,18 @@ class _Convolution(ctypes.Structure):
 
 
 def run_layers(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`layers(hidden)`, the fastest way there is: their convolutions in C where that can be, up to the order of sums.
+    """`layers(hidden)`, the fastest way there is: see `runner`."""
+    return runner(layers, hidden_BLC)(hidden_BLC)
+
+
+def runner(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What runs `layers` the fastest way there is: their convolutions in C where that can be, up to the order of sums.
 
     Args:
         layers: convolutions, residual blocks, ELUs, and others, which are called.
-        hidden_BLC: `(B, L, C)`.
+        hidden_BLC: an input `(B, L, C)`, of the type, on the device, and as much part of a graph as those to come.
     """
-    if not _can_run_natively(layers, hidden_BLC):
-        return cast(torch.Tensor, layers(hidden_BLC))
-    return _run(list(layers), hidden_BLC)
+    return functools.partial(_run, list(layers)) if _can_run_natively(layers, hidden_BLC) else layers
 
 
 def _can_run_natively(layers: nn.Sequential, hidden: torch.Tensor) -> bool:
@@ -129,18 +133,13 @@ class _Padded:
     def pad(self) -> None:
         """Fill the padding, now that the steps are there."""
         left, right, mode = self._padding.left, self._padding.right, self._padding.mode
-        length = self.steps.shape[1]
+        batch, length, width = self.steps.shape
         if mode == "circular" or length <= max(left, right):
             if left or right:
                 self.padded.copy_(pad_steps(self.steps, self._padding))
             return
-        # The other paddings see no more than as many steps as they are long, and the one at the edge.
-        if left:
-            first = pad_steps(self.steps[:, : left + 1], Padding(left, 0, mode))
-            self.padded[:, :left] = first[:, :left]
-        if right:
-            last = pad_steps(self.steps[:, length - right - 1 :], Padding(0, right, mode))
-            self.padded[:, left + length :] = last[:, right + 1 :]
+        numbers = (batch, self.steps.stride(0), length, width, left, right, _PADDING_MODES.index(mode))
+        _library().pad_ends(_POINTER(self.steps.data_ptr()), *map(ctypes.c_int64, numbers))
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def _convolve(
     outputs = blocks * out_width
     together = _steps_together(outputs) if runs == 1 else 1
     panels_PIW = kernel.folded(_panels_for(step_width, together))
-    bias = kernel.bias.repeat(together * blocks)
+    bias = kernel.bias if together * blocks == 1 else kernel.bias.repeat(together * blocks)
 
     made = steps * blocks
     wanted = _wanted(others, made - sum(cut))
@@ -266,8 +265,10 @@ def _place(name: str, values_BLC: torch.Tensor | None, first: int) -> dict[str, 
     """Where the C side finds some steps from the first one on, or that there are none."""
     if values_BLC is None:
         return {}
-    assert values_BLC.stride()[1:] == (values_BLC.shape[2], 1)
-    return {name: values_BLC[:, first:].data_ptr(), f"{name}_batch": values_BLC.stride(0)}
+    of_batch, of_step, of_channel = values_BLC.stride()
+    assert (of_step, of_channel) == (values_BLC.shape[2], 1)
+    begin = values_BLC.data_ptr() + first * of_step * values_BLC.element_size()
+    return {name: begin, f"{name}_batch": of_batch}
 
 
 def _steps_together(outputs: int) -> int:
