@@ -4,11 +4,12 @@
     python scripts/benchmark.py --only forward train             some cases
     python scripts/benchmark.py --size small --dtype bfloat16    the decoder of musicgen-small in half precision
 
-How it is measured: random weights and inputs are written to a temporary folder; one process per library loads them;
-and the two run each case in turn (A B A B ...), so that what else the machine does hits both alike. Every case is
+How it is measured: random weights and inputs are written to a temporary folder; for each case one process per library
+loads them; and the two run it in turn (A B A B ...), so that what else the machine does hits both alike. Every case is
 loaded and run once before, and what it computed is compared: the exit code is 1 where the two differ. Then it is loaded
 again, warmed up, and timed; both processes then hold their models, so memory must do for two. The ratio is the median
-of those of neighbouring runs; above 1, this package is faster.
+of those of neighbouring runs; above 1, this package is faster. With --together one pair of processes runs all cases,
+and what memory the earlier ones have left at hand makes the later ones faster, each library's by another amount.
 
 Peak memory is what the process (on a GPU: its tensors) grew by at the highest, weights included, from before the model
 was loaded. The share of the roofline compares the work that the mathematics asks for with what this machine does
@@ -58,6 +59,8 @@ GRADIENT_SLACK = 10
 # Not one of the tasks: it needs no worker.
 IMPORT = "import"
 IMPORTED_NAME = "MusicgenForConditionalGeneration"
+# Left out unless it is asked for: on a CPU it takes minutes.
+ON_REQUEST = ("generate-64",)
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +73,8 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(plan.threads)
 
     rooflines = [measure_roofline(plan)]
-    cases = options.only or [*TASKS, IMPORT]
-    rows = list(measure_tasks(plan, [case for case in cases if case in TASKS]))
+    cases = options.only or [case for case in (*TASKS, IMPORT) if case not in ON_REQUEST]
+    rows = list(measure_tasks(plan, [case for case in cases if case in TASKS], options.together))
     if IMPORT in cases:
         rows.append(measure_imports(plan))
     rooflines.append(measure_roofline(plan))
@@ -98,7 +101,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=positive, help="of torch, in each process (default: torch's own choice)")
     parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each case (default: 5)")
-    parser.add_argument("--only", nargs="+", choices=(*TASKS, IMPORT), metavar="NAME", help="of: %(choices)s")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*TASKS, IMPORT),
+        metavar="NAME",
+        help=f"of: %(choices)s (default: all but {', '.join(ON_REQUEST)})",
+    )
+    parser.add_argument("--together", action="store_true", help="all cases in one process per library")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoder's layers for forward and train, on both sides"
+    )
     sizes = "; ".join(f"{name} is {size.description}" for name, size in SIZES.items())
     parser.add_argument("--size", choices=SIZES, default="42m", help=f"of the decoder (default: 42m): {sizes}")
     parser.add_argument("--batch", type=positive, help="rows of forward and train (default: the size's, 4)")
@@ -119,18 +132,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 # The measurement: the parent's part
 
 
-def measure_tasks(plan: Plan, cases: Sequence[str]) -> Iterator[Row]:
-    """Run cases on both sides in turn; one pair of worker processes serves them all."""
+def measure_tasks(plan: Plan, cases: Sequence[str], together: bool) -> Iterator[Row]:
+    """Run cases on both sides in turn: each in a pair of processes of its own, or all `together` in one."""
     if not cases:
         return
-    with tempfile.TemporaryDirectory(prefix="musicgen-benchmark-") as name, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="musicgen-benchmark-") as name:
         root = Path(name)
         progress("writing weights and inputs")
         write_models(plan, root)
-        workers = [stack.enter_context(Worker(side, root)) for side in (OURS, THEIRS)]
-        for case in cases:
-            progress(TASKS[case].title(plan))
-            yield measure_task(plan, case, workers, root)
+        for of_a_pair in [cases] if together else [[case] for case in cases]:
+            with contextlib.ExitStack() as stack:
+                workers = [stack.enter_context(Worker(side, root)) for side in (OURS, THEIRS)]
+                for case in of_a_pair:
+                    progress(TASKS[case].title(plan))
+                    yield measure_task(plan, case, workers, root)
 
 
 def measure_task(plan: Plan, case: str, workers: Sequence[Worker], root: Path) -> Row:

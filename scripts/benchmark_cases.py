@@ -128,6 +128,8 @@ SIZES = {
     "tiny": Size("128 wide, 4 layers", _decoder(128, 4, 4, 512), CODEC_32KHZ, T5_BASE),
     "42m": Size("512 wide, 8 layers", _decoder(512, 8, 8, 2048), CODEC_32KHZ, T5_BASE),
     "small": Size("that of musicgen-small, 1024 wide, 24 layers", _decoder(1024, 24, 16, 4096), CODEC_32KHZ, T5_BASE),
+    "medium": Size("that of musicgen-medium, 1536 wide, 48 layers", _decoder(1536, 48, 24, 6144), CODEC_32KHZ, T5_BASE),
+    "large": Size("that of musicgen-large, 2048 wide, 48 layers", _decoder(2048, 48, 32, 8192), CODEC_32KHZ, T5_BASE),
 }
 
 
@@ -143,6 +145,7 @@ class Plan:
     batch: int
     frames: int
     new_tokens: int
+    compile: bool = False
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Plan:
@@ -158,6 +161,7 @@ class Plan:
             batch=options.batch or size.batch,
             frames=options.frames or size.frames,
             new_tokens=options.new_tokens or size.new_tokens,
+            compile=options.compile,
         )
 
     @property
@@ -261,9 +265,16 @@ class DecoderTask(Task):
     model_class, folder = "MusicgenForCausalLM", "decoder"
     name: ClassVar[str]
 
+    def __init__(self, side: Side, plan: Plan, root: Path) -> None:
+        super().__init__(side, plan, root)
+        if plan.compile:
+            for layer in self.model.model.decoder.layers:
+                layer.compile()
+
     @classmethod
     def title(cls, plan: Plan) -> str:
-        return f"{cls.name}, {plan.batch} x {plan.frames} frames, {plan.size.text_length} text states"
+        compiled = ", compiled" if plan.compile else ""
+        return f"{cls.name}, {plan.batch} x {plan.frames} frames, {plan.size.text_length} text states{compiled}"
 
 
 class Forward(DecoderTask):
@@ -359,8 +370,8 @@ class Generate(Task):
 
     @classmethod
     def work(cls, plan: Plan) -> Work:
-        weights = weights_read_per_step(plan) * plan.dtype.itemsize
-        return Work(cls.rows * plan.new_frames, "frames/s", bytes_read=weights * plan.new_tokens)
+        numbers = weights_read_per_step(plan) * plan.new_tokens + states_read(plan, cls.rows)
+        return Work(cls.rows * plan.new_frames, "frames/s", bytes_read=numbers * plan.dtype.itemsize)
 
 
 class GenerateOne(Generate):
@@ -369,6 +380,10 @@ class GenerateOne(Generate):
 
 class GenerateEight(Generate):
     rows = 8
+
+
+class GenerateSixtyFour(Generate):
+    rows = 64
 
 
 class CodecTask(Task):
@@ -477,6 +492,7 @@ TASKS: dict[str, type[Task]] = {
     "train": TrainStep,
     "generate-1": GenerateOne,
     "generate-8": GenerateEight,
+    "generate-64": GenerateSixtyFour,
     "encode": Encode,
     "decode": Decode,
     "text": EncodeText,
@@ -509,6 +525,18 @@ def weights_read_per_step(plan: Plan) -> int:
     layer = 6 * width**2 + 2 * width * decoder["ffn_dim"] + 6 * width
     heads = width * decoder["vocab_size"] * decoder["num_codebooks"]
     return int(decoder["num_hidden_layers"] * layer + heads + 2 * width)
+
+
+def states_read(plan: Plan, rows: int) -> int:
+    """Numbers of the keys and values that a generation with guidance must read, its own and those of the text.
+
+    The step after n others reads n + 1 keys of each of its rows, with a text and without; the text of the latter is
+    nothing.
+    """
+    decoder, steps = plan.size.decoder, plan.new_tokens
+    own = 2 * rows * steps * (steps + 1) // 2
+    text = rows * steps * plan.size.text_length
+    return int(decoder["num_hidden_layers"] * 2 * decoder["hidden_size"] * (own + text))
 
 
 # Models and inputs
@@ -556,7 +584,7 @@ def write_models(plan: Plan, root: Path) -> None:
         text_states=torch.randn(plan.batch, size.text_length, width),
         text_mask=right_padded(plan.batch, size.text_length),
     )
-    rows = GenerateEight.rows
+    rows = GenerateSixtyFour.rows
     save(
         composite,
         root / Generate.folder,

@@ -101,6 +101,7 @@ def main(arguments: list[str]) -> int:
         Path(__file__).name,
         arguments,
         {name: version(name) for name in ("torch", "numpy", "datasets", "pyarrow", "soundfile")},
+        device=options.device,
         figures=f"median (min-max) of {options.repeats} processes each",
     )
     text = "\n\n".join(["\n".join(fact_lines(facts)), *map(str, tables.values())])
@@ -131,9 +132,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--encoders", choices=ENCODERS, default="full", help="of preprocessing: full size, or tiny ones (default: full)"
     )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of preprocessing; auto: a GPU if any"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there")
     options = parser.parse_args(arguments)
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     require_folders(parser, options.json, options.markdown)
     return options
 
@@ -392,7 +400,7 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
             "output": str(root / f"made-{number}"),
             "text_encoder": str(root / "text_encoder"),
             "audio_encoder": str(root / "codec"),
-            "device": "cpu",
+            "device": options.device,
             "progress_seconds": 0,
         }
         begin = time.perf_counter()
@@ -400,9 +408,10 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
         run["wall"] = time.perf_counter() - begin
         runs.append({**run, **ask("encode", settings)})
     table = Table(
-        f"Preprocessing {options.minutes:g} minutes in {tracks} files, seconds",
+        f"Preprocessing {options.minutes:g} minutes in {tracks} files on {options.device}, seconds",
         ["whole process", "codec alone", "ratio", "of the whole: start-up", "from the first batch to the last",
-         "after it", "the codec's own time in it"],
+         "after it", "the codec's own time in it", "hours of audio in an hour, whole process",
+         "from the first batch to the last"],
     )  # fmt: skip
     columns = (
         spread([run["wall"] for run in runs]),
@@ -412,6 +421,8 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
         spread([run["encoding"] for run in runs]),
         spread([run["after"] for run in runs]),
         spread([run["codec"] for run in runs]),
+        spread([60 * options.minutes / run["wall"] for run in runs]),
+        spread([60 * options.minutes / run["encoding"] for run in runs]),
     )
     table.add(list(columns), runs)
     return table

@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=VALUES, metavar="AXIS", help="of: %(choices)s")
     parser.add_argument("--largest", type=int, default=1500, help="leave out larger values (default: none)")
     parser.add_argument("--new-tokens", type=int, help="steps of generation, but for the table of frames (default: 53)")
-    parser.set_defaults(dtype="float32", batch=None, frames=None)
+    parser.set_defaults(dtype="float32", batch=None, frames=None, compile=False)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")

@@ -42,8 +42,9 @@ def benchmark() -> Iterator[ModuleType]:
 
 
 def test_run_from_the_command_line(tmp_path: Path) -> None:
+    written = ("--json", "out.json", "--markdown", "out.md")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *TINY, "--only", *CASES, "--json", "out.json", "--markdown", "out.md"],
+        [sys.executable, str(SCRIPT), *TINY, "--together", "--only", *CASES, *written],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -94,6 +95,48 @@ def test_both_sides_in_half_precision(benchmark: ModuleType, tmp_path: Path) -> 
             assert ours["logits"].dtype == torch.bfloat16
 
 
+def test_each_case_has_processes_of_its_own(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+
+    class Recorded:
+        def __init__(self, side: str, root: Path) -> None:
+            self.side = side
+
+        def __enter__(self) -> Recorded:
+            events.append(("begins", self.side))
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append(("ends", self.side))
+
+    monkeypatch.setattr(benchmark, "Worker", Recorded)
+    monkeypatch.setattr(benchmark, "write_models", lambda plan, root: None)
+    monkeypatch.setattr(benchmark, "measure_task", lambda plan, case, workers, root: events.append(case))
+    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY]))
+    ours, theirs = benchmark_cases.OURS, benchmark_cases.THEIRS
+    pair = [("begins", ours), ("begins", theirs)], [("ends", theirs), ("ends", ours)]
+
+    list(benchmark.measure_tasks(plan, ["train", "encode"], together=False))
+    assert events == [*pair[0], "train", *pair[1], *pair[0], "encode", *pair[1]]
+    events.clear()
+    list(benchmark.measure_tasks(plan, ["train", "encode"], together=True))
+    assert events == [*pair[0], "train", "encode", *pair[1]]
+
+
+@pytest.mark.parametrize("options", [[], ["--compile"]])
+def test_layers_are_compiled_on_request(benchmark: ModuleType, tmp_path: Path, options: list[str]) -> None:
+    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY, *options]))
+    benchmark_cases.write_models(plan, tmp_path)
+    for side in (benchmark_cases.OURS, benchmark_cases.THEIRS):
+        session = benchmark.Session(side, tmp_path)
+        session.open("train")
+        assert session.task is not None
+        # Not run here: compiling takes a quarter of a minute.
+        layers = session.task.model.model.decoder.layers
+        assert [layer._compiled_call_impl is not None for layer in layers] == [plan.compile] * len(layers)
+    assert ("compiled" in benchmark_cases.TASKS["train"].title(plan)) is plan.compile
+
+
 def results_of(session: Any, case: str, folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -107,7 +150,7 @@ def results_of(session: Any, case: str, folder: Path) -> dict[str, torch.Tensor]
 def test_other_results_are_told_and_fail_the_run(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def with_other_results(plan: Any, cases: Any) -> Any:
+    def with_other_results(plan: Any, cases: Any, together: bool) -> Any:
         side = benchmark.Measurement([1.0], None)
         agreement = benchmark.compare({"loss": torch.tensor(2.0)}, {"loss": torch.tensor(2.1)}, torch.float32)
         yield benchmark.Row("train", "train step", side, side, agreement)
@@ -179,6 +222,17 @@ def test_weights_read_in_a_step_of_generation(benchmark: ModuleType) -> None:
         if "embed_tokens" not in name and "encoder_attn.k_proj" not in name and "encoder_attn.v_proj" not in name
     ]
     assert benchmark_cases.weights_read_per_step(plan) == sum(read)
+
+
+def test_states_read_by_a_generation(benchmark: ModuleType) -> None:
+    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY]))
+    decoder, read = plan.size.decoder, 0
+    for step in range(plan.new_tokens):
+        for _row in range(3):
+            # With its text and without.
+            for keys in (step + 1 + plan.size.text_length, step + 1):
+                read += keys * 2 * decoder["hidden_size"] * decoder["num_hidden_layers"]
+    assert benchmark_cases.states_read(plan, 3) == read
 
 
 def test_share_of_the_roofline(benchmark: ModuleType) -> None:
