@@ -152,11 +152,12 @@ class DecodeStep:
 def can_step(model: MusicgenForCausalLM) -> bool:
     """Whether `DecodeStep` computes what the model's forward pass does: nothing of it is wrapped, hooked or sharded."""
     from musicgen_train.models.decoder import MusicgenDecoder, MusicgenDecoderLayer, MusicgenModel
+    from musicgen_train.models.norms import LayerNorm
     from musicgen_train.models.products import Linear
 
     plain = {
         *(MusicgenModel, MusicgenDecoder, MusicgenDecoderLayer, MusicgenAttention, Linear),
-        *(nn.ModuleList, nn.Embedding, nn.LayerNorm),
+        *(nn.ModuleList, nn.Embedding, LayerNorm),
     }
     parts = [*model.model.modules(), *model.lm_heads.modules()]
     if any(type(part) not in plain or part._forward_hooks or part._forward_pre_hooks for part in parts):

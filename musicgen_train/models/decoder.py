@@ -30,6 +30,7 @@ from musicgen_train.models.generation import StoppingCriterion, Streamer, genera
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.loss import IGNORE, mean_over_codebooks, score_heads
+from musicgen_train.models.norms import LayerNorm
 from musicgen_train.models.outputs import CausalLMOutput, DecoderOutput, GenerateOutput, ScoredOutput, as_requested
 from musicgen_train.models.positions import sinusoidal_positions
 from musicgen_train.models.pretrained import PretrainedModel
@@ -347,7 +348,7 @@ class MusicgenDecoder(nn.Module):
             nn.Embedding(config.vocab_size + 1, config.hidden_size) for _ in range(config.num_codebooks)
         )
         self.layers = nn.ModuleList(MusicgenDecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.layer_norm = nn.LayerNorm(config.hidden_size)
+        self.layer_norm = LayerNorm(config.hidden_size)
 
     def embed(self, ids_BKS: torch.Tensor) -> torch.Tensor:
         """The sum of all codebooks' embeddings, `(batch, steps, hidden_size)`."""
@@ -467,12 +468,12 @@ class MusicgenDecoderLayer(nn.Module):
         self.config = config
         self.activation = ACTIVATIONS[config.activation_function]
         self.self_attn = MusicgenAttention(width, config.num_attention_heads, config.attention_dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn_layer_norm = LayerNorm(width)
         self.encoder_attn = MusicgenAttention(width, config.num_attention_heads, config.attention_dropout)
-        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.encoder_attn_layer_norm = LayerNorm(width)
         self.fc1 = Linear(width, config.ffn_dim)
         self.fc2 = Linear(config.ffn_dim, width)
-        self.final_layer_norm = nn.LayerNorm(width)
+        self.final_layer_norm = LayerNorm(width)
 
     def forward(
         self,

@@ -212,6 +212,9 @@ def test_all_ranks_stop_at_the_same_step(begin: Begin, run_with: RunWith, tmp_pa
 def test_on_a_full_disk_all_ranks_stop_and_nothing_is_lost(begin: Begin, tmp_path: Path, ranks: list[str]) -> None:
     process = begin(tmp_path / "run", *ranks, "callbacks.last.every_n_train_steps=5")
     last = tmp_path / "run/checkpoints/last.ckpt"
+    while not last.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
     # What is written next to take the checkpoint's place meets the kernel's own full disk.
     for _ in range(10_000):
         try:
