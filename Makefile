@@ -80,7 +80,8 @@ demo-model: install  ## Make the encoders and the decoder that ship anew, from s
 
 .PHONY: test
 test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)
-	$(BIN)/python -m pytest
+	# Side by side, a core each; a file's tests in one process, since they share what its fixtures make.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: test-heavy
 test-heavy: install  ## Run the tests that need full-size models (about 12 GB of memory, some minutes)
