@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.kv_cache import KeysValues
 from musicgen_train.models.native.attention import attend_natively, can_attend_natively
 from musicgen_train.models.products import Linear, computed_in
@@ -100,7 +101,7 @@ def attend(
         return _fused_attention(queries_BNSH, keys_BNLH, values_BNLH, mask, dropout)
 
     def in_float32(*rounded: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast(queries_BNSH.device):
             queries, keys, values = (states.float() for states in rounded)
             return _fused_attention(queries, keys, values, mask, dropout).to(dtype)
 

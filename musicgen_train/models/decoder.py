@@ -24,6 +24,7 @@ from musicgen_train.models.attention import (
     cross_attention_mask,
     self_attention_mask,
 )
+from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.delay_pattern import codebook_delays
 from musicgen_train.models.generation import StoppingCriterion, Streamer, generate_codes
@@ -158,8 +159,9 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
         return torch.stack([head(hidden_BSD) for head in self.lm_heads], dim=1).flatten(0, 1)  # (B * K, S, V)
 
     def _logits_as_of(self, hidden_BSD: torch.Tensor, grad: bool, dtype: torch.dtype) -> torch.Tensor:
-        device = hidden_BSD.device.type
-        with torch.set_grad_enabled(grad), torch.autocast(device, dtype, enabled=dtype != hidden_BSD.dtype):
+        device = hidden_BSD.device
+        rounding = without_autocast(device) if dtype == hidden_BSD.dtype else torch.autocast(device.type, dtype)
+        with torch.set_grad_enabled(grad), rounding:
             return self._logits(hidden_BSD)
 
     @torch.no_grad()

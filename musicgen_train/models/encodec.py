@@ -12,7 +12,6 @@ Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-d
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.config import EncodecConfig
 from musicgen_train.models.convolutions import Conv, ResidualBlock, TransposedConv
 from musicgen_train.models.native.convolution import run_layers
@@ -193,12 +193,13 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
             volume = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
             audio_BCL = audio_BCL / volume
             scale = volume.view(-1, 1)
-        with _own_precision(self.device):
+        # In lower precision than its own a codec gives other codes.
+        with without_autocast(self.device):
             latents_BTD = self.encoder(audio_BCL.to(self.dtype).transpose(1, 2))
             return self.quantizer.encode(latents_BTD, num_codebooks), scale
 
     def _decode_chunk(self, codes_BKT: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        with _own_precision(self.device):
+        with without_autocast(self.device):
             latents_BTD = self.quantizer.decode(codes_BKT)
             audio_BCL = self.decoder(latents_BTD.to(self.dtype)).transpose(1, 2)
         return audio_BCL if scale is None else audio_BCL * scale.view(-1, 1, 1)
@@ -456,13 +457,6 @@ def overlap_add(chunks: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
         output[..., span] += weight[: chunk.shape[-1]] * chunk
         weights[span] += weight[: chunk.shape[-1]]
     return output / weights
-
-
-def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off: in lower precision than its own a codec gives other codes."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _check_config(config: EncodecConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.products import Linear, computed_in, product_dtype
 
 IGNORE = -100
@@ -156,7 +157,7 @@ def _score(
     hidden_ND = hidden_ND.to(dtype).to(fast)
     chunk = rows_at_once(len(weights_VD[0]), hidden_ND.device)
     sums, correct, grads_KND, grads_VD = [], [], [], []
-    with torch.autocast(hidden_ND.device.type, enabled=False):
+    with without_autocast(hidden_ND.device):
         for labels_N, weight_VD in zip(labels_KN, weights_VD, strict=True):
             rounded_VD = weight_VD.to(dtype).to(fast)
             grad_ND = torch.empty_like(hidden_ND) if of_hidden else None

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from musicgen_train.models.autocast import autocast_dtype, without_autocast
+
 # What torch itself asks before it takes oneDNN rather than loops.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:
     """What a matrix product rounds its operands to: the dtype that autocast asks for, or the tensor's own."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
+    asked = autocast_dtype(tensor.device)
+    return tensor.dtype if asked is None or tensor.dtype == torch.float64 else asked
 
 
 def rounded(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class _Product(torch.autograd.Function):
         ctx.dtype, ctx.after_gelu, ctx.states_dtype = dtype, after_gelu, states.dtype
         kept = states if after_gelu else states.to(dtype)
         ctx.save_for_backward(kept if after_gelu or ctx.needs_input_grad[1] else None, weight_OI)
-        with torch.autocast(states.device.type, enabled=False):
+        with without_autocast(states.device):
             return (_operand(F.gelu(kept) if after_gelu else kept, dtype) @ _operand(weight_OI, dtype).T).to(dtype)
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Product(torch.autograd.Function):
         kept, weight_OI = ctx.saved_tensors
         grad = _operand(grads[0], ctx.dtype)
         grad_states = grad_weight = None
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device):
             if ctx.needs_input_grad[1]:
                 states = _operand(F.gelu(kept) if ctx.after_gelu else kept, ctx.dtype)
                 grad_weight = (grad.flatten(0, -2).T @ states.flatten(0, -2)).to(weight_OI.dtype)

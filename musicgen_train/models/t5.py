@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from musicgen_train.models.activations import ACTIVATIONS
+from musicgen_train.models.autocast import autocast_dtype
 from musicgen_train.models.config import PretrainedConfig, T5Config
 from musicgen_train.models.outputs import BaseModelOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
@@ -164,10 +165,7 @@ class T5Stack(nn.Module):
         bias = first_block.layer[0].SelfAttention.relative_attention_bias(length)
         # The dtype of the logits. Cast before masking: the least float32 is -inf as a bfloat16, and a row of nothing
         # but -inf has no softmax. With the least finite number, a row that is all padding attends evenly to it.
-        device_type = embeddings.device.type
-        if torch.is_autocast_enabled(device_type):
-            bias = bias.to(torch.get_autocast_dtype(device_type))
-        bias = bias.unsqueeze(0)
+        bias = bias.to(autocast_dtype(embeddings.device) or bias.dtype).unsqueeze(0)
         if attention_mask is None:
             return bias
         if attention_mask.shape != (batch, length):

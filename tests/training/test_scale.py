@@ -245,6 +245,31 @@ def test_sharded_compiled_and_checkpointed_on_a_gpu(composite: Path, latents: Pa
         torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_waits_for_no_device(composite: Path, checkpointing: bool) -> None:
+    """On tensors without values: what looks at one raises, as it would have to wait for a GPU."""
+    module, _ = module_of(composite)
+    module.float().to("meta").train()
+    if checkpointing:
+        module.decoder.gradient_checkpointing_enable()
+    module._trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)  # type: ignore[assignment]
+    frames = torch.tensor([9, 7], device="meta")
+    batch = Batch(
+        torch.zeros(2, 4, 9, dtype=torch.long, device="meta"),
+        torch.zeros(2, 5, 12, device="meta"),
+        torch.zeros(2, 5, dtype=torch.bool, device="meta"),
+        frames,
+        step_frames=frames,
+    )
+    module.training_step(batch, 0).backward()
+    parameters = list(module.parameters())
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+    torch.optim.AdamW(parameters).step()
+    with pytest.raises(RuntimeError):  # the one look of a step
+        module._loss_and_norm(norm)
+
+
 def test_every_parameter_is_used_where_sharding_gathers_it(composite: Path) -> None:
     # Weights are gathered when a layer or the module itself is called; what is called otherwise would find shards.
     module, _ = module_of(composite)
