@@ -23,11 +23,11 @@ from musicgen_train.models.convolutions import Conv, TransposedConv
 from musicgen_train.models.native.convolution import runner
 
 # Values in the largest activation of a segment. An accelerator needs enough work to be busy; this is about 1 GB in
-# float32. On a CPU it is 64 MB, which the largest never has to be: see `_CACHED_VALUES`.
-_SEGMENT_VALUES = {"cpu": 2**24}
-_SEGMENT_VALUES_ACCELERATOR = 2**28
-# The same of a stage's segment on a CPU: a few of them should fit the caches of its cores, and be small enough for the
-# allocator to keep their memory.
+# float32.
+_ACCELERATOR_VALUES = 2**28
+# On a CPU it would be 64 MB, and is never there as a whole, since stages have segments of their own: a few of these
+# should fit the caches of its cores, and be small enough for the allocator to keep their memory.
+_CPU_VALUES = 2**24
 _CACHED_VALUES = 2**20
 # What goes from one stage to the next passes through memory: the largest activation has to be so many times as large.
 _WORTH_A_STAGE = 4
@@ -44,11 +44,9 @@ def in_segments(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor
     Returns:
         `(B, L', C')`.
     """
-    device = hidden_BLC.device.type
-    if device != "cpu":
-        most_values = _SEGMENT_VALUES.get(device, _SEGMENT_VALUES_ACCELERATOR)
-        return _in_segments(layers, hidden_BLC, most_values, runner(layers, hidden_BLC))
-    return _in_segments(layers, hidden_BLC, _SEGMENT_VALUES["cpu"], functools.partial(_in_stages, layers))
+    if hidden_BLC.device.type == "cpu":
+        return _in_segments(layers, hidden_BLC, _CPU_VALUES, functools.partial(_in_stages, layers))
+    return _in_segments(layers, hidden_BLC, _ACCELERATOR_VALUES, runner(layers, hidden_BLC))
 
 
 def _in_stages(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:

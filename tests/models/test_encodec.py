@@ -427,7 +427,7 @@ def test_stages_begin_at_strides_where_little_is_handed_on() -> None:
 
 
 def limit_segments(monkeypatch: pytest.MonkeyPatch, values: int, stage_values: int, worth_a_stage: int) -> None:
-    monkeypatch.setitem(segments._SEGMENT_VALUES, "cpu", values)
+    monkeypatch.setattr(segments, "_CPU_VALUES", values)
     monkeypatch.setattr(segments, "_CACHED_VALUES", stage_values)
     monkeypatch.setattr(segments, "_WORTH_A_STAGE", worth_a_stage)
 
@@ -450,7 +450,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_memory_does_not_grow_with_length_beyond_that_of_audio_and_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build({**MUSICGEN, "codebook_size": 256, "target_bandwidths": [1.2]})
-    monkeypatch.setitem(segments._SEGMENT_VALUES, "cpu", 40 * HOP * 4)
+    monkeypatch.setattr(segments, "_CPU_VALUES", 40 * HOP * 4)
     monkeypatch.setattr(encodec, "_ROWS_OF_DISTANCES", 64)
     frames = 1000
     wave = audio(1, 1, frames * HOP)
