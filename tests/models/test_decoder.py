@@ -493,3 +493,28 @@ def _fresh_model(**overrides: Any) -> MusicgenForCausalLM:
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     return model
+
+
+# The compiler looks at each tensor that comes out of a layer, and torch warns about that.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_layers_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each layer, or for each shape, would soon be as many as torch allows; the others then run uncompiled."""
+    graphs = []
+
+    def compile_(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, "num_hidden_layers": 12})).train()
+    uncompiled, compile_layer = model.state_dict(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compile_layer(layer, backend=compile_))
+    model.compile_layers()
+    for steps, text_length in ((9, 5), (9, 5), (12, 6), (15, 3), (10, 9)):
+        text = torch.randn(2, text_length, WIDTH)
+        mask = torch.ones(2, text_length, dtype=torch.bool)
+        labels = torch.zeros(2, steps, model.num_codebooks, dtype=torch.long)
+        model(labels=labels, encoder_hidden_states=text, encoder_attention_mask=mask).loss.backward()
+    # One for the first shape, and one for all others.
+    assert len(graphs) == 2
+    assert list(model.state_dict()) == list(uncompiled)
