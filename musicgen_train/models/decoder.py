@@ -394,8 +394,10 @@ class MusicgenDecoder(nn.Module):
         hidden_BSD = (embeddings_BSD + positions_SD).to(embeddings_BSD.dtype)
         hidden_BSD = F.dropout(hidden_BSD, self.config.dropout, self.training)
 
-        hidden_states, attentions, cross_attentions = [hidden_BSD], [], []
+        hidden_states, attentions, cross_attentions = [], [], []
         for index, layer in enumerate(self.layers):
+            if need_hidden_states:  # else nobody keeps what a layer was given
+                hidden_states.append(hidden_BSD)
             if self.training and self.config.layerdrop and torch.rand(()) < self.config.layerdrop:
                 continue
             run: Callable[..., Any] = layer
@@ -412,17 +414,15 @@ class MusicgenDecoder(nn.Module):
                 cache,
                 need_attentions,
             )
-            hidden_states.append(hidden_BSD)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         if cache is not None:
             cache.advance(steps)
         hidden_BSD = self.layer_norm(hidden_BSD)
-        hidden_states[-1] = hidden_BSD
         has_text = bool(cross_attentions) and cross_attentions[0] is not None
         return DecoderOutput(
             last_hidden_state=hidden_BSD,
-            hidden_states=tuple(hidden_states) if need_hidden_states else None,
+            hidden_states=(*hidden_states, hidden_BSD) if need_hidden_states else None,
             attentions=tuple(attentions) if need_attentions else None,
             cross_attentions=tuple(cross_attentions) if need_attentions and has_text else None,
         )

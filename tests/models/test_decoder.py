@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -493,6 +494,22 @@ def _fresh_model(**overrides: Any) -> MusicgenForCausalLM:
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     return model
+
+
+def test_states_of_earlier_layers_are_not_kept_unless_asked_for() -> None:
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, "num_hidden_layers": 5})).eval()
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def note(layer: Any, inputs: Any, outputs: Any) -> None:
+        alive.append(sum(reference() is not None for reference in made))
+        made.append(weakref.ref(outputs[0]))
+
+    for layer in model.model.decoder.layers:
+        layer.register_forward_hook(note)
+    with torch.no_grad():
+        model(torch.zeros(1, model.num_codebooks, 3, dtype=torch.long), use_cache=False)
+    assert alive == [0, 1, 1, 1, 1]  # what the layer itself was given
 
 
 # The compiler looks at each tensor that comes out of a layer, and torch warns about that.
