@@ -514,6 +514,8 @@ def test_states_of_earlier_layers_are_not_kept_unless_asked_for() -> None:
 
 # The compiler looks at each tensor that comes out of a layer, and torch warns about that.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# torch 2.11 warns of its own doings when it looks at an autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_layers_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each layer, or for each shape, would soon be as many as torch allows; the others then run uncompiled."""
     graphs = []

@@ -124,6 +124,8 @@ def peak_of(work: Any) -> int:
     return peak
 
 
+# torch 2.11 warns of what it does by default.
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize(
     ("kind", "checkpointing", "half"),
     [({}, False, False), ({}, False, True), ({}, True, True), ({"adapter": adapter()}, True, True)],
