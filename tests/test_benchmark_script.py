@@ -123,6 +123,8 @@ def test_each_case_has_processes_of_its_own(benchmark: ModuleType, monkeypatch: 
     assert events == [*pair[0], "train", "encode", *pair[1]]
 
 
+# torch 2.11 warns of its own doings when its compiler is imported.
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Please switch to .torch.compile:DeprecationWarning")
 @pytest.mark.parametrize("options", [[], ["--compile"]])
 def test_layers_are_compiled_on_request(benchmark: ModuleType, tmp_path: Path, options: list[str]) -> None:
     plan = benchmark_cases.Plan.of(benchmark.parse([*TINY, *options]))
