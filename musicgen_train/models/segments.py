@@ -2,7 +2,7 @@
 
 Segments are taken twice. Those of the whole signal bound the memory. On a CPU each of them then goes through the layers
 in stages, such as those between two strides, and each stage over segments that stay in the caches. A segment has to be
-run with what is around it, which is thrown away; for one stage that are a few steps, for all layers whole frames.
+run with what is around it, which is thrown away: a few steps for one stage, whole frames for all layers.
 
 Axis letters: B batch, L steps, C width.
 """
@@ -66,7 +66,7 @@ def _in_segments(
     Each segment is run with as much around it as its result depends on, and what they make is cut off.
     """
     batch, length, width = hidden_BLC.shape
-    frame = _frame(layers, width)
+    frame = _Frame.of(layers, width)
     frames = -(-length // frame.steps_in)
     before, after = (math.ceil(steps / frame.steps_in) for steps in _steps_around(layers))
     # The surroundings are computed twice: keep them small beside the segment.
@@ -94,46 +94,35 @@ class _Frame:
 
     steps_in: int
     steps_out: int
+    after: list[int]
+    """How many values there are after each layer."""
     values: int
-    """Of the largest activation in between, input and output included."""
+    """Of the largest activation, input and output included."""
 
-
-def _frame(layers: nn.Sequential, width: int) -> _Frame:
-    steps_in = math.prod(layer.stride for layer in layers if isinstance(layer, Conv))
-    activations = _activations(layers, steps_in, width)
-    steps_out = steps_in
-    for layer in layers:
-        steps_out = _steps_after(layer, steps_out)
-    return _Frame(steps_in, steps_out, max(steps_in * width, *activations))
-
-
-def _activations(layers: nn.Sequential, steps: int, width: int) -> list[int]:
-    """How many values there are after each layer, of so many steps of the input."""
-    values = []
-    for layer in layers:
-        if isinstance(layer, Conv | TransposedConv):
-            steps, width = _steps_after(layer, steps), len(layer.conv.bias)
-        values.append(steps * width)
-    return values
-
-
-def _steps_after(layer: nn.Module, steps: int) -> int:
-    if isinstance(layer, TransposedConv):
-        return steps * layer.stride
-    return steps // layer.stride if isinstance(layer, Conv) else steps
+    @classmethod
+    def of(cls, layers: nn.Sequential, width: int) -> _Frame:
+        """The frame of layers whose input is so wide."""
+        steps = steps_in = math.prod(layer.stride for layer in layers if isinstance(layer, Conv))
+        of_input, after = steps * width, []
+        for layer in layers:
+            if isinstance(layer, TransposedConv):
+                steps, width = steps * layer.stride, len(layer.conv.bias)
+            elif isinstance(layer, Conv):
+                steps, width = steps // layer.stride, len(layer.conv.bias)
+            after.append(steps * width)
+        return cls(steps_in, steps, after, max(of_input, *after))
 
 
 def _stages(layers: nn.Sequential, width: int) -> list[nn.Sequential]:
     """The layers in groups, each but the first from a change of the rate on, where little goes from one to the next."""
-    frame = _frame(layers, width)
-    activations = _activations(layers, frame.steps_in, width)
+    frame = _Frame.of(layers, width)
     changes = [
         number
         for number, layer in enumerate(layers)
         if isinstance(layer, TransposedConv) or (isinstance(layer, Conv) and layer.stride > 1)
     ]
     # The layers before the first change are no stage of their own.
-    worth = [number for number in changes[1:] if _WORTH_A_STAGE * activations[number - 1] <= frame.values]
+    worth = [number for number in changes[1:] if _WORTH_A_STAGE * frame.after[number - 1] <= frame.values]
     return [layers[first:last] for first, last in itertools.pairwise([0, *worth, len(layers)])]
 
 
