@@ -40,12 +40,14 @@ import torch
 from benchmark_cases import DTYPES, OURS, PLAN_FILE, SIZES, TASKS, THEIRS, Plan, Side, Task, Tensors, Work, write_models
 from benchmark_tools import (
     PeakMemory,
+    add_device,
     fact_lines,
     megabytes,
     positive,
     progress,
     quiet,
     require_folders,
+    settle_device,
     status_bytes,
     synchronize,
     table_line,
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it cannot be understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -120,8 +122,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the printed table there")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
+    settle_device(parser, options)
     require_folders(parser, options.json, options.markdown)
     least = SIZES[options.size].decoder["num_codebooks"]
     if options.new_tokens is not None and options.new_tokens < least:

@@ -145,16 +145,15 @@ class Plan:
     batch: int
     frames: int
     new_tokens: int
-    compile: bool = False
+    compile: bool
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Plan:
         """The plan that the command line asks for."""
         size = SIZES[options.size]
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
             size_name=options.size,
-            device=automatic if options.device == "auto" else options.device,
+            device=options.device,
             dtype_name=options.dtype,
             threads=options.threads or torch.get_num_threads(),
             repeats=options.repeats,

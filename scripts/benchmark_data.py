@@ -43,6 +43,7 @@ import soundfile
 import torch
 from benchmark_cases import CODEC_32KHZ, SMALL_T5, T5_BASE, fit_codebooks, synthetic_audio
 from benchmark_tools import (
+    add_device,
     environment,
     fact_lines,
     megabytes,
@@ -50,6 +51,7 @@ from benchmark_tools import (
     progress,
     quiet,
     require_folders,
+    settle_device,
     status_bytes,
     table_line,
     three_digits,
@@ -132,16 +134,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--encoders", choices=ENCODERS, default="full", help="of preprocessing: full size, or tiny ones (default: full)"
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of preprocessing; auto: a GPU if any"
-    )
+    add_device(parser)  # of preprocessing
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what is printed there")
     options = parser.parse_args(arguments)
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
+    settle_device(parser, options)
     require_folders(parser, options.json, options.markdown)
     return options
 

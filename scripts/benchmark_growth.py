@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from benchmark_cases import SIZES, Plan
-from benchmark_tools import fact_lines, progress, synchronize
+from benchmark_tools import add_device, fact_lines, progress, settle_device, synchronize
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models.delay_pattern import training_labels
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; exits with code 2 where it cannot be understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
+    add_device(parser)
     parser.add_argument("--size", choices=SIZES, default="42m", help="of the decoder (default: 42m)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each number (default: 3)")
@@ -58,8 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, help="steps of generation, but for the table of frames (default: 53)")
     parser.set_defaults(dtype="float32", batch=None, frames=None, compile=False)
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
+    settle_device(parser, options)
     if min(options.repeats, options.largest, options.threads or 1) < 1:
         parser.error("--repeats, --threads and --largest must be 1 or more")
     options.new_tokens = options.new_tokens or 53

@@ -30,6 +30,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device; see `settle_device`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
+
+
+def settle_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Put what `auto` means in its place, and refuse a GPU where there is none."""
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+
+
 def require_folders(parser: argparse.ArgumentParser, *paths: Path | None) -> None:
     """Refuse files to be written where there is no folder."""
     for path in filter(None, paths):

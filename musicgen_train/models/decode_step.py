@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from musicgen_train.models.activations import ACTIVATIONS, Activation
 from musicgen_train.models.attention import MusicgenAttention, cross_attention_mask
 from musicgen_train.models.kv_cache import KeysValues, KVCache
+from musicgen_train.models.norms import LayerNorm
 from musicgen_train.models.positions import sinusoidal_positions
+from musicgen_train.models.products import Linear
 
 if TYPE_CHECKING:
     from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
@@ -152,8 +154,6 @@ class DecodeStep:
 def can_step(model: MusicgenForCausalLM) -> bool:
     """Whether `DecodeStep` computes what the model's forward pass does: nothing of it is wrapped, hooked or sharded."""
     from musicgen_train.models.decoder import MusicgenDecoder, MusicgenDecoderLayer, MusicgenModel
-    from musicgen_train.models.norms import LayerNorm
-    from musicgen_train.models.products import Linear
 
     plain = {
         *(MusicgenModel, MusicgenDecoder, MusicgenDecoderLayer, MusicgenAttention, Linear),

@@ -300,11 +300,9 @@ class Encoder(nn.Module):
         layers += [nn.ELU(), Conv(config, width, config.hidden_size, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
         self.num_local = local
-        self.can_split = _is_local(config)
 
     def forward(self, audio_BLC: torch.Tensor) -> torch.Tensor:
-        run = in_segments if self.can_split else run_layers
-        hidden_BTC = run(self.layers[: self.num_local], audio_BLC)
+        hidden_BTC = in_segments(self.layers[: self.num_local], audio_BLC)
         return run_layers(self.layers[self.num_local :], hidden_BTC)
 
 
@@ -325,12 +323,10 @@ class Decoder(nn.Module):
         layers += [nn.ELU(), Conv(config, width, config.audio_channels, config.last_kernel_size)]
         self.layers = nn.Sequential(*layers)
         self.first_local = first_local
-        self.can_split = _is_local(config)
 
     def forward(self, latents_BTD: torch.Tensor) -> torch.Tensor:
         hidden_BTC = run_layers(self.layers[: self.first_local], latents_BTD)
-        run = in_segments if self.can_split else run_layers
-        return run(self.layers[self.first_local :], hidden_BTC)
+        return in_segments(self.layers[self.first_local :], hidden_BTC)
 
 
 def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
@@ -355,11 +351,6 @@ class LSTM(nn.LSTM):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.flatten_parameters()
-
-
-def _is_local(config: EncodecConfig) -> bool:
-    # Group norm and circular padding let every step depend on all others.
-    return config.norm_type == "weight_norm" and config.pad_mode != "circular"
 
 
 class ResidualVectorQuantizer(nn.Module):

@@ -36,17 +36,26 @@ _WORTH_A_STAGE = 4
 def in_segments(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
     """`layers` of `hidden`, run over segments of its rows and steps. The values are those of one run but for rounding.
 
+    Where every step depends on all others, everything is run at once.
+
     Args:
-        layers: convolutions and functions of single values, whose padding does not wrap around; they either take
-            steps together or make more of each.
+        layers: convolutions and functions of single values; they either take steps together or make more of each.
         hidden_BLC: `(B, L, C)`. A last stride that is not whole is completed, as the layers do it.
 
     Returns:
         `(B, L', C')`.
     """
+    if not _are_local(layers):
+        return runner(layers, hidden_BLC)(hidden_BLC)
     if hidden_BLC.device.type == "cpu":
         return _in_segments(layers, hidden_BLC, _CPU_VALUES, functools.partial(_in_stages, layers))
     return _in_segments(layers, hidden_BLC, _ACCELERATOR_VALUES, runner(layers, hidden_BLC))
+
+
+def _are_local(layers: nn.Sequential) -> bool:
+    # Group norm looks at all steps, and circular padding at those of the other end.
+    convolutions = [layer for layer in layers.modules() if isinstance(layer, Conv | TransposedConv)]
+    return not any(hasattr(layer, "norm") or getattr(layer, "pad_mode", "") == "circular" for layer in convolutions)
 
 
 def _in_stages(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:

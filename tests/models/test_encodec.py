@@ -1,12 +1,10 @@
-"""EnCodec against transformers and against audiocraft, its folded weights, its segments, and its errors."""
+"""EnCodec against transformers and against audiocraft, and its errors."""
 
 from __future__ import annotations
 
 import copy
-import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from tiny_codec import CONFIGS, HOP, MUSICGEN, TINY, audio, build, build_reference
 
-from musicgen_train.models import convolutions, encodec, segments
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.convolutions import Conv, TransposedConv
 from musicgen_train.models.encodec import EncodecModel
 
 # audiocraft 1.3.0's own SEANetEncoder, SEANetDecoder and ResidualVectorQuantizer (from its source distribution on the
@@ -29,47 +24,6 @@ AUDIOCRAFT_TINY = Path(__file__).parents[1] / "assets" / "audiocraft_encodec.saf
 # The wider one, not part of this repository; its README tells its origin.
 AUDIOCRAFT_SHARED = Path(__file__).parents[3] / "shared" / "fixtures" / "audiocraft" / "encodec_A.safetensors"
 
-HOP = 30
-TINY: dict[str, Any] = {
-    "sampling_rate": 1500,
-    "upsampling_ratios": [5, 3, 2],
-    "num_filters": 4,
-    "hidden_size": 11,
-    "codebook_size": 16,
-    "target_bandwidths": [0.6],
-    "num_lstm_layers": 2,
-}
-MUSICGEN: dict[str, Any] = {**TINY, "use_causal_conv": False, "use_conv_shortcut": False}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "32khz": MUSICGEN,
-    "32khz_constant": {**MUSICGEN, "pad_mode": "constant"},
-    "32khz_replicate": {**MUSICGEN, "pad_mode": "replicate"},
-    "32khz_shortcut_one_lstm": {**MUSICGEN, "use_conv_shortcut": True, "num_lstm_layers": 1},
-    "24khz": {**TINY, "target_bandwidths": [0.2, 0.5, 1.1]},
-    "24khz_trim": {**TINY, "trim_right_ratio": 0.6, "pad_mode": "constant"},
-    "24khz_chunks": {**TINY, "chunk_length_s": 0.1, "overlap": 0.1, "normalize": True},
-    "48khz": {
-        **TINY,
-        "audio_channels": 2,
-        "norm_type": "time_group_norm",
-        "normalize": True,
-        "use_causal_conv": False,
-        "chunk_length_s": 1.0,
-        "overlap": 0.01,
-    },
-    "48khz_causal": {**TINY, "audio_channels": 2, "norm_type": "time_group_norm"},
-    "deep": {
-        **MUSICGEN,
-        "num_residual_layers": 3,
-        "dilation_growth_rate": 3,
-        "residual_kernel_size": 5,
-        "kernel_size": 6,
-        "last_kernel_size": 4,
-        "compress": 4,
-        "codebook_dim": 11,
-    },
-    "deep_causal": {**TINY, "num_residual_layers": 2, "kernel_size": 4, "residual_kernel_size": 2},
-}
 # One sample; less than the first padding; around one, two and more frames.
 LENGTHS = (1, 2, 3, HOP - 1, HOP, HOP + 1, 2 * HOP + 7, 5 * HOP, 7 * HOP + 1)
 
@@ -95,36 +49,6 @@ REAL_SHAPES: dict[str, dict[str, Any]] = {
         "use_causal_conv": False,
     },
 }
-
-
-def build(settings: dict[str, Any], seed: int = 1) -> EncodecModel:
-    torch.manual_seed(seed)
-    model = EncodecModel(EncodecConfig(**settings)).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            # Gains that are not the norms, and affine parts that are not 1 and 0.
-            if name.endswith("original0") or ".norm." in name:
-                value.mul_(0.5 + torch.rand_like(value)).add_(0.05 * torch.rand_like(value))
-    return model
-
-
-def build_reference(model: EncodecModel) -> Any:
-    config = {name: getattr(model.config, name) for name in model.config.field_names()}
-    reference = transformers.EncodecModel(transformers.EncodecConfig(**config)).eval()
-    reference.load_state_dict(model.state_dict(), strict=True)
-    return reference
-
-
-def same_weights(model: EncodecModel) -> EncodecModel:
-    """A model built anew, which cannot have kept anything, with the weights `model` has now."""
-    fresh = EncodecModel(model.config).eval().to(model.dtype)
-    fresh.load_state_dict(model.state_dict())
-    return fresh
-
-
-def audio(*shape: int, seed: int = 2) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator) * torch.rand(*shape[:-1], 1, generator=generator)
 
 
 def conv_names(key: str) -> str:
@@ -365,104 +289,6 @@ def test_a_row_of_a_batch_equals_the_row_alone(name: str) -> None:
         )
 
 
-# Values of a segment, and of a segment of a stage; how much less goes from one stage to the next.
-@pytest.mark.parametrize("limits", [(1, 10**9, 10**9), (10**9, 2000, 1), (1, 500, 2)], ids=["outer", "stages", "both"])
-@pytest.mark.parametrize(
-    "name", ["32khz", "32khz_constant", "32khz_replicate", "24khz", "24khz_trim", "deep", "deep_causal"]
-)
-def test_segments_change_nothing(name: str, limits: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(CONFIGS[name])
-    reference = build_reference(model)
-    layers_run: list[int] = []
-    model.encoder.layers[0].register_forward_hook(lambda _module, _inputs, output: layers_run.append(output.shape[1]))
-    for length in (300 * HOP, 331 * HOP + 1, 350 * HOP - 1):
-        wave = audio(2, 1, length)
-        limit_segments(monkeypatch, 10**9, 10**9, 10**9)
-        layers_run.clear()
-        with torch.no_grad():
-            whole_latents = model.encoder(wave.transpose(1, 2))
-            whole = model.decode(model.encode(wave).audio_codes).audio_values
-        assert set(layers_run) == {length}
-        limit_segments(monkeypatch, *limits)
-        layers_run.clear()
-        with torch.no_grad():
-            latents = model.encoder(wave.transpose(1, 2))
-            codes = model.encode(wave).audio_codes
-        # Two runs of two rows each, in several segments.
-        assert len(layers_run) >= 2 * 2 * 2
-        assert max(layers_run) < length
-        torch.testing.assert_close(latents, whole_latents, rtol=1e-5, atol=1e-5)
-        assert torch.equal(codes, reference.encode(wave).audio_codes)
-        torch.testing.assert_close(model.decode(codes).audio_values, whole, rtol=1e-5, atol=1e-5)
-
-
-def test_gradients_pass_through_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(MUSICGEN)
-    gradients = []
-    for limits in ((10**9, 10**9, 10**9), (1, 1, 1)):
-        limit_segments(monkeypatch, *limits)
-        model.zero_grad()
-        model.encoder(audio(2, 1, 200 * HOP).transpose(1, 2)).pow(2).mean().backward()
-        gradients.append([value.grad.clone() for value in model.encoder.parameters() if value.grad is not None])
-    assert len(gradients[0]) == len(list(model.encoder.parameters()))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
-
-
-def test_stages_begin_at_strides_where_little_is_handed_on() -> None:
-    # The real codec's shapes, 640 samples a frame: after its layers there are 640 x 64 values, then (160 x 128, )...
-    config = EncodecConfig(
-        **{**MUSICGEN, "num_filters": 64, "upsampling_ratios": [8, 5, 4, 4], "codebook_dim": 128, "hidden_size": 128}
-    )
-    with torch.device("meta"):
-        model = EncodecModel(config)
-
-    def widths(layers: nn.Sequential, width: int) -> list[list[int]]:
-        stages = segments._stages(layers, width)
-        convs = [[layer for layer in stage if isinstance(layer, Conv | TransposedConv)] for stage in stages]
-        return [[len(layer.conv.bias) for layer in stage] for stage in convs]
-
-    encoder, decoder = model.encoder, model.decoder
-    assert widths(encoder.layers[: encoder.num_local], 1) == [[64, 128, 256], [512], [1024]]
-    assert widths(decoder.layers[decoder.first_local :], 1024) == [[512], [256], [128, 64, 1]]
-
-
-def limit_segments(monkeypatch: pytest.MonkeyPatch, values: int, stage_values: int, worth_a_stage: int) -> None:
-    monkeypatch.setattr(segments, "_CPU_VALUES", values)
-    monkeypatch.setattr(segments, "_CACHED_VALUES", stage_values)
-    monkeypatch.setattr(segments, "_WORTH_A_STAGE", worth_a_stage)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records how many values the largest tensor has that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            # The LSTM's workspace is bytes.
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                self.values = max(self.values, value.numel())
-        return result
-
-
-def test_memory_does_not_grow_with_length_beyond_that_of_audio_and_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build({**MUSICGEN, "codebook_size": 256, "target_bandwidths": [1.2]})
-    monkeypatch.setattr(segments, "_CPU_VALUES", 40 * HOP * 4)
-    monkeypatch.setattr(encodec, "_ROWS_OF_DISTANCES", 64)
-    frames = 1000
-    wave = audio(1, 1, frames * HOP)
-    with LargestTensor() as largest:
-        codes = model.encode(wave).audio_codes
-        model.decode(codes)
-    # The gates of the LSTM: 4 times its width of 32 per frame. The widest convolution alone would make
-    # frames * HOP * 4 filters, all distances at once frames * 256.
-    assert largest.values <= frames * 4 * 32
-    assert codes.shape[-1] == frames
-
-
 def test_nearest_vector_by_brute_force() -> None:
     model = build(MUSICGEN)
     codebook: Any = model.quantizer.layers[1].codebook
@@ -553,198 +379,6 @@ def test_on_a_gpu(name: str, tmp_path: Path) -> None:
         output = on_gpu(wave.cuda())
     assert torch.equal(output.audio_codes.cpu(), expected.audio_codes)
     torch.testing.assert_close(output.audio_values.cpu(), expected.audio_values.detach(), rtol=1e-4, atol=1e-4)
-
-
-# -- folded weights
-
-
-def _optimizer_step(model: EncodecModel) -> EncodecModel:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    model.decode(torch.zeros(1, 1, 3, 2, dtype=torch.int64)).audio_values.pow(2).mean().backward()
-    optimizer.step()
-    return model
-
-
-def _load_copy(model: EncodecModel) -> EncodecModel:
-    model.load_state_dict(build(MUSICGEN, seed=7).state_dict())
-    return model
-
-
-def _load_assign(model: EncodecModel) -> EncodecModel:
-    model.load_state_dict(build(MUSICGEN, seed=7).state_dict(), assign=True)
-    return model
-
-
-def _cast_there_and_back(model: EncodecModel) -> EncodecModel:
-    # Weights rounded to 8 bits: the values differ although dtype, device and version are those of before.
-    return model.to(torch.bfloat16).to(torch.float32)
-
-
-def _edit_magnitude(model: EncodecModel) -> EncodecModel:
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if name.endswith("original0"):
-                value[0] *= 1.5
-    return model
-
-
-def _edit_direction(model: EncodecModel) -> EncodecModel:
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if name.endswith("original1"):
-                value.view(-1)[0] += 0.5
-    return model
-
-
-def _replace_parameters(model: EncodecModel) -> EncodecModel:
-    for module in model.modules():
-        if isinstance(module, convolutions.MagnitudeAndDirection):
-            module.original0 = torch.nn.Parameter(module.original0.detach() * 1.5)
-    return model
-
-
-def _replace_data(model: EncodecModel) -> EncodecModel:
-    for name, value in model.named_parameters():
-        if name.endswith("original0"):
-            value.data = value.data * 1.5
-    return model
-
-
-def _replace_by_alias(model: EncodecModel) -> EncodecModel:
-    # A new parameter in the same memory counts its own changes, up to the number that the old one had.
-    for module in model.modules():
-        if isinstance(module, convolutions.MagnitudeAndDirection):
-            changes = module.original0._version
-            module.original0 = torch.nn.Parameter(module.original0.data)
-            with torch.no_grad():
-                while module.original0._version < changes:
-                    module.original0.mul_(1.5)
-            assert module.original0._version == changes
-    return model
-
-
-def _write_through_data(model: EncodecModel) -> EncodecModel:
-    for name, value in model.named_parameters():
-        if name.endswith("original0"):
-            value.data.mul_(1.5)
-    return model.eval()
-
-
-CHANGES: list[Callable[[EncodecModel], EncodecModel]] = [
-    _optimizer_step,
-    _load_copy,
-    _load_assign,
-    _cast_there_and_back,
-    _edit_magnitude,
-    _edit_direction,
-    _replace_parameters,
-    _replace_data,
-    _replace_by_alias,
-    _write_through_data,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_folded_weights_are_never_stale(
-    change: Callable[[EncodecModel], EncodecModel], mode: Callable[[], Any]
-) -> None:
-    model = build(MUSICGEN)
-    wave = audio(2, 1, 211)
-    with mode():
-        before = model(wave).audio_values
-    model = change(model)
-    with mode():
-        after = model(wave)
-        expected = same_weights(model)(wave)
-    assert torch.equal(after.audio_codes, expected.audio_codes)
-    assert torch.equal(after.audio_values, expected.audio_values)
-    assert not torch.equal(after.audio_values, before)
-
-
-def test_plain_weights_are_never_stale() -> None:
-    model = build(CONFIGS["48khz_causal"])
-    wave = audio(2, 2, 211)
-    model.encode(wave)
-    with torch.no_grad():
-        model.get_parameter("encoder.layers.0.conv.weight").mul_(-1)
-        after, expected = model(wave).audio_values, same_weights(model)(wave).audio_values
-    assert torch.equal(after, expected)
-
-
-def test_weights_are_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(MUSICGEN)
-    folds: list[int] = []
-    fold = convolutions.MagnitudeAndDirection.forward
-
-    def counted(self: convolutions.MagnitudeAndDirection) -> torch.Tensor:
-        folds.append(1)
-        return fold(self)
-
-    monkeypatch.setattr(convolutions.MagnitudeAndDirection, "forward", counted)
-    kernels = sum(isinstance(module, convolutions.Kernel) for module in model.modules())
-    for _ in range(3):
-        with torch.no_grad():
-            model(audio(2, 1, 95))
-    assert len(folds) == kernels
-    # Gradients need the fold to be part of the graph; those of frozen weights do not.
-    model.decode(torch.zeros(1, 1, 3, 2, dtype=torch.int64))
-    assert len(folds) > kernels
-    folds.clear()
-    model.requires_grad_(False)
-    model.decode(torch.zeros(1, 1, 3, 2, dtype=torch.int64))
-    assert not folds
-
-
-def test_weights_folded_in_inference_mode_serve_training_of_what_feeds_a_frozen_decoder() -> None:
-    model = build(MUSICGEN).requires_grad_(False).train()
-    with torch.inference_mode():
-        model.decode(torch.zeros(1, 1, 3, 2, dtype=torch.int64))
-    latents = torch.randn(1, 4, 11, requires_grad=True)
-    model.decoder(latents).pow(2).sum().backward()
-    assert latents.grad is not None
-    assert latents.grad.abs().sum() > 0
-
-
-def test_moving_frees_what_was_kept() -> None:
-    model = build(MUSICGEN)
-    kernels = [module for module in model.modules() if isinstance(module, convolutions.Kernel)]
-    model(audio(2, 1, 95))
-    model.encode(audio(2, 1, 95))
-    assert kernels[0]._kept is not None
-    model.to(torch.bfloat16)
-    assert all(kernel._kept is None for kernel in kernels)
-
-
-def test_models_made_in_inference_mode_work() -> None:
-    with torch.inference_mode():
-        model = build(MUSICGEN)
-        wave = audio(2, 1, 95)
-        first = model(wave).audio_values
-        for value in model.parameters():
-            value.mul_(1.5)
-        assert not torch.equal(model(wave).audio_values, first)
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_copies_and_pickles(used: bool) -> None:
-    model = build(MUSICGEN)
-    names = list(model.state_dict())
-    wave = audio(2, 1, 95)
-    expected = model.encode(wave).audio_codes if used else same_weights(model).encode(wave).audio_codes
-    assert list(model.state_dict()) == names
-    copied = copy.deepcopy(model)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    with torch.no_grad():
-        for value in model.parameters():
-            value.zero_()
-    for other in (copied, loaded):
-        kernels = [module for module in other.modules() if isinstance(module, convolutions.Kernel)]
-        assert all(kernel._kept is None for kernel in kernels)
-        assert torch.equal(other.encode(wave).audio_codes, expected)
 
 
 # -- errors
