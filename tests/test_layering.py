@@ -20,13 +20,18 @@ LAYERS = {
     "audio": {"audio"},
     "latents": {"hub", "latents", "models"},
     "provenance": {"hub", "provenance"},
-    "preprocess": {"audio", "hub", "latents", "models", "preprocess", "processing", "provenance"},
+    "preprocess": {
+        *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance", "typed_settings"),
+    },
     "data": {"data", "hub", "latents", "models"},
-    "training": {"audio", "convert", "data", "hub", "latents", "models", "processing", "provenance", "training"},
+    "training": {
+        *("audio", "convert", "data", "hub", "latents", "models", "processing", "provenance", "training"),
+        "typed_settings",
+    },
     # The control test reads captions of the demo's corpus, makes its pieces, and hears them; not the encoders.
     "evaluation": {
         *("audio", "data", "evaluation", "hub", "latents", "models", "processing", "provenance", "training"),
-        *("demo.corpus", "demo.hearing", "demo.synthesis"),
+        *("demo.corpus", "demo.hearing", "demo.synthesis", "typed_settings"),
     },
     "doctor": {
         *("audio", "data", "doctor", "hub", "latents", "models", "processing", "provenance", "training"),
@@ -108,6 +113,11 @@ def test_a_file_imports_only_from_its_layer_and_those_below(path: Path) -> None:
     assert not above, f"{package} may import {sorted(LAYERS[package])}"
     foreign = {name.partition(".")[0] for name in imports} & FOREIGN - ALLOWED_FOREIGN.get(package, set())
     assert not foreign
+
+
+def test_typed_settings_know_no_stage() -> None:
+    imports = imports_of_file(ROOT / "typed_settings.py")
+    assert not [name for name in imports if is_within(name, "musicgen_train") or name.partition(".")[0] in FOREIGN]
 
 
 def test_no_module_is_a_drawer() -> None:

@@ -1,0 +1,149 @@
+"""A resolved configuration as dataclasses: every value of the type that its field declares, or an error that says why.
+
+A stage declares its settings as a frozen dataclass, with one more for each section of its YAML file, and reads them
+with `from_plain`. What depends on more than one value, or on its size, is for the dataclass's own `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, wrap_single: bool = False) -> T:
+    """Make a dataclass of a plain mapping, as `OmegaConf.to_container(config, resolve=True)` gives it.
+
+    Fields may be declared as `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`, another dataclass (a section),
+    `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, unions of these such as `X | None`, and `Any`, which
+    takes everything as it is. YAML and command lines are loose about some of them, so a whole number is taken for a
+    `float`, `1e5` for an `int`, a number that is text (of an environment variable) for a number, and a number for a
+    `str` or `Path` (a folder called 2024); nothing but true and false is a `bool`, and they are nothing else. Where
+    several members of a union fit, one that leaves the value's type as it is wins, then the first.
+
+    Args:
+        kind: the dataclass. Fields that `values` lacks keep their defaults.
+        values: of its fields, by their names.
+        prefix: what the names are called with in errors: "" for a whole configuration, "data." for its section `data`.
+        wrap_single: take a single value for a list of one where a list or tuple is declared.
+
+    Raises:
+        ValueError: a key that no field has, a field without a value, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    if unknown := sorted(str(name) for name in values if name not in fields):
+        known = ", ".join(prefix + name for name in fields)
+        raise ValueError(f"no setting is called {prefix}{unknown[0]}; there are {known}")
+    types = get_type_hints(kind)
+    arguments = {
+        name: _converted(types[name], value, prefix + name, _words(types[name]), wrap_single)
+        for name, value in values.items()
+    }
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name} is not given; expected {_words(types[name])}")
+    return kind(**arguments)
+
+
+def _converted(declared: Any, value: Any, key: str, expected: str, wrap_single: bool) -> Any:
+    """A value as what is declared. `expected` says all that is allowed, also where `declared` is a part of it."""
+    kind, parts = get_origin(declared) or declared, get_args(declared)
+    if kind is Any or (kind is NoneType and value is None):
+        return value
+    if kind in (Union, UnionType):
+        return _as_member(parts, value, key, expected, wrap_single)
+    if kind is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in parts):
+            return value
+    elif kind in (list, tuple):
+        items = [value] if wrap_single and not isinstance(value, list | tuple | Mapping | None) else value
+        if isinstance(items, list | tuple):
+            return _as_items(kind, parts, items, key, expected, wrap_single)
+    elif dataclasses.is_dataclass(kind):
+        if isinstance(value, Mapping):
+            return from_plain(kind, value, f"{key}.", wrap_single=wrap_single)  # type: ignore[arg-type]
+    elif kind is dict:
+        if isinstance(value, Mapping):
+            inner, words = parts[1], _words(parts[1])
+            return {name: _converted(inner, each, f"{key}.{name}", words, wrap_single) for name, each in value.items()}
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind in (int, float):
+        number = _number(value)
+        if number is not None and (kind is float or isinstance(number, int) or number.is_integer()):
+            return kind(number)
+    elif kind in (str, Path):
+        if isinstance(value, str | PathLike | int | float) and not isinstance(value, bool):
+            return kind(str(value))
+    elif kind is not NoneType:
+        raise TypeError(f"{key} is declared as {declared}, which no setting can be read as")
+    raise ValueError(f"{key} is {_shown(value)}; expected {expected}")
+
+
+def _as_member(members: tuple[Any, ...], value: Any, key: str, expected: str, wrap_single: bool) -> Any:
+    """A value as the member of a union that fits it best."""
+    fitting, problems = [], []
+    for member in members:
+        try:
+            fitting.append(_converted(member, value, key, expected, wrap_single))
+        except ValueError as error:
+            problems.append(error)
+    if not fitting:
+        # Of a section the problem is within it; all others say the same.
+        raise next((each for each in problems if not str(each).startswith(f"{key} is ")), problems[0])
+    return next((each for each in fitting if type(each) is type(value)), fitting[0])
+
+
+def _as_items(
+    kind: Any, parts: tuple[Any, ...], items: list[Any] | tuple[Any, ...], key: str, expected: str, wrap_single: bool
+) -> Any:
+    """The items of a list or tuple, each as declared."""
+    fixed = kind is tuple and parts[-1:] != (Ellipsis,)
+    if fixed and len(items) != len(parts):
+        raise ValueError(f"{key} has {len(items)} values; expected {expected}")
+    types = parts if fixed else parts[:1] * len(items)
+    return kind(
+        _converted(declared, item, f"{key}[{number}]", _words(declared), wrap_single)
+        for number, (declared, item) in enumerate(zip(types, items, strict=True))
+    )
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _words(declared: Any) -> str:
+    """What is allowed, for people."""
+    kind, parts = get_origin(declared) or declared, get_args(declared)
+    if kind in (Union, UnionType):
+        return " or ".join(_words(part) for part in sorted(parts, key=lambda part: part is NoneType))
+    if kind is NoneType:
+        return "null"
+    if kind is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if kind is tuple and parts[-1:] != (Ellipsis,):
+        return f"a list of {len(parts)} values"
+    if kind in (list, tuple):
+        return "a list"
+    if dataclasses.is_dataclass(kind):
+        return f"a section with {', '.join(field.name for field in dataclasses.fields(kind) if field.init)}"
+    return _WORDS.get(kind, "a section" if kind is dict else str(kind))
+
+
+def _shown(value: Any) -> str:
+    """As YAML spells it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
