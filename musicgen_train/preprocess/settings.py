@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from musicgen_train.typed_settings import from_plain
+
 # Those of latents/format.py, which workers that decode audio should not have to import.
 STATES_DTYPES = ("float16", "bfloat16", "float32")
 INPUT_FORMATS = ("auto", "folder", "audiofolder", "audiocraft", "dataset", "hub")
@@ -145,12 +147,12 @@ class PreprocessSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PreprocessSettings:
-        """Settings from a resolved configuration.
+        """Settings from a resolved configuration; a single text is a list of one.
 
         Raises:
             ValueError: a key that does not exist, or a value that is not allowed.
         """
-        return _build(cls, values, "")
+        return from_plain(cls, values, wrap_single=True)
 
     def to_dict(self) -> dict[str, Any]:
         """As nested dicts and lists."""
@@ -165,43 +167,6 @@ class PreprocessSettings:
             "text_batch_tokens", "rank", "world_size", "stop_on_rejected", "keep_work",
         }  # fmt: skip
         return {name: value for name, value in self.to_dict().items() if name not in left_out}
-
-
-def _build(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    known = {each.name: each for each in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"no setting is called {prefix}{unknown[0]}; there are {', '.join(prefix + k for k in known)}")
-    sections = {"captions": CaptionSettings, "split": SplitSettings, "hub": HubSettings}
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if not prefix and name in sections and isinstance(value, Mapping):
-            arguments[name] = _build(sections[name], value, f"{name}.")
-        else:
-            arguments[name] = _as_declared(value, str(known[name].type), prefix + name)
-    return kind(**arguments)
-
-
-def _as_declared(value: Any, declared: str, name: str) -> Any:
-    """A value of a configuration file as the field's type, since YAML does not tell 30 from 30.0 or a list from one."""
-    if value is None:
-        if "None" not in declared:
-            raise ValueError(f"{name} is null; give a value")
-        return None
-    declared = declared.removesuffix(" | None")
-    if declared.startswith("tuple"):
-        return (value,) if isinstance(value, str) else tuple(str(each) for each in value)
-    try:
-        if declared == "float" and not isinstance(value, bool):
-            return float(value)
-        if declared == "int" and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
-    except (TypeError, ValueError):
-        pass  # told below, as any other value of a wrong type
-    if declared == "str" and not isinstance(value, Mapping | list | bool):
-        return str(value)
-    if declared == "bool" and isinstance(value, bool):
-        return value
-    raise ValueError(f"{name} is {value!r}; expected {declared}")
 
 
 def _require(fulfilled: bool, name: str, value: object, allowed: str) -> None:

@@ -41,10 +41,10 @@ GIVEN = {"input": "a", "output": "b", "encoders": "c"}
         ({"encoders": None, "text_encoder": "t"}, "no encoders: give encoders=FOLDER"),
         ({"clip_second": 3}, "no setting is called clip_second; there are input, output"),
         ({"captions": {"count": 3}}, r"no setting is called captions\.count; there are captions\.variants"),
-        ({"workers": "many"}, "workers is 'many'; expected int"),
-        ({"workers": 1.5}, "workers is 1.5; expected int"),
-        ({"dry_run": "maybe"}, "dry_run is 'maybe'; expected bool"),
-        ({"clip_seconds": None}, "clip_seconds is null; give a value"),
+        ({"workers": "many"}, "workers is 'many'; expected a whole number or null"),
+        ({"workers": 1.5}, "workers is 1.5; expected a whole number or null"),
+        ({"dry_run": "maybe"}, "dry_run is 'maybe'; expected true or false"),
+        ({"clip_seconds": None}, "clip_seconds is null; expected a number"),
     ],
 )
 def test_what_is_not_allowed_is_told(values: dict[str, Any], message: str) -> None:
@@ -59,6 +59,7 @@ def test_values_take_the_declared_types() -> None:
     assert isinstance(made.clip_seconds, float)
     assert isinstance(made.workers, int)
     assert made.captions.fields == ("a", "b")
+    assert PreprocessSettings.from_dict({**GIVEN, "captions": {"fields": "a"}}).captions.fields == ("a",)
     assert made.hop == 5.0
     assert made.shortest == 1.0
     assert PreprocessSettings.from_dict({**GIVEN, "clip_seconds": 0.4}).shortest == 0.4
