@@ -26,6 +26,7 @@ from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
+from musicgen_train.provenance.machine import pick_device
 
 # Most rows of a batch. What a batch lacks of them is computed in vain, so they are few.
 _CLIP_ROWS = 8
@@ -209,26 +210,6 @@ def load_encoders(settings: PreprocessSettings, local_rank: int = 0) -> Encoders
         audio_record=audio_record,
         text_record=text_record,
     )
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
-
-    Of several GPUs "auto" gives each process of a machine the next one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _part(name: str | None, part: str) -> str:
