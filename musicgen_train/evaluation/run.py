@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.audio.analysis import SHORTEST_SECONDS
 from musicgen_train.audio.io import read_audio, write_audio
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.evaluation.assemble import EvaluatedModel, check_encoders, find_model, load_model
+from musicgen_train.evaluation.assemble import EvaluatedModel, check_encoders, load_model
 from musicgen_train.evaluation.control import ControlClip, control_table
 from musicgen_train.evaluation.control_listening import listen, set_name
 from musicgen_train.evaluation.control_set import ControlSet, dataset_clips, fresh_pieces
@@ -47,8 +47,9 @@ from musicgen_train.evaluation.split import Condition, SplitClips, choose_split,
 from musicgen_train.hub.folder import write_json
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.generation import window_frames
-from musicgen_train.provenance.machine import versions
+from musicgen_train.provenance.machine import pick_device, versions
 from musicgen_train.provenance.record import write_record
+from musicgen_train.training.model_source import find_model
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
 _FOLDERS = {"prompt": "", "unconditional": "unconditional", "dataset": "dataset", "continuation": "continuations"}
@@ -65,14 +66,15 @@ def run(config: DictConfig) -> Path:
     Raises:
         ValueError, OSError, CheckpointError: what is asked for cannot be done; the message says why.
     """
-    settings = EvaluationSettings.from_config(config)
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    settings = EvaluationSettings.from_dict(values)
     output = Path(settings.output).expanduser()
     with report_folder(output, overwrite=settings.overwrite) as folder:
         evaluation = Evaluation(settings, folder)
         samples = evaluation.sample()
         control = evaluation.control()
         tables = evaluation.measure(samples, control)
-        results = evaluation.results(samples, tables, control, OmegaConf.to_container(config, resolve=True))
+        results = evaluation.results(samples, tables, control, values)
         write_json(folder / RESULTS_NAME, results)
         write_record(folder)
         metrics_file = evaluation.evaluated.source.metrics
@@ -85,7 +87,7 @@ def run(config: DictConfig) -> Path:
                 results=results,
             ),
             folder,
-            embed_bytes=int(settings.embed_megabytes * 10**6),
+            embed_bytes=int(settings.report.embed_megabytes * 10**6),
         )
     _say_where(output, samples)
     return output
@@ -103,31 +105,33 @@ class Evaluation:
         self.settings = settings
         self.folder = folder
         self.started = time.time()
-        source = find_model(settings.model)
+        source = find_model(settings.model, "model")
         # Cheap errors first: a typing error in a path should not wait for the weights of a large model.
         self.prompts = [] if settings.prompts is None else read_prompts(settings.prompts)
-        self.files = audio_files(settings.continuation_audio)
-        self.reference_files = [] if settings.reference_audio is None else audio_files([settings.reference_audio])
-        self.embedder = load_embedder(settings.embedder) if settings.frechet else None
+        self.files = audio_files(settings.continuation.audio or [])
+        self.reference_files = (
+            [] if settings.metrics.reference_audio is None else audio_files([settings.metrics.reference_audio])
+        )
+        self.embedder = load_embedder(settings.metrics.embedder) if settings.metrics.frechet else None
         self.dataset = self._open_dataset()
-        self.device = settings.torch_device()
+        self.device = pick_device(settings.device)
         self.evaluated: EvaluatedModel = load_model(source, device=self.device, dtype=settings.torch_dtype())
         self.model = self.evaluated.model
         if self.dataset is not None:
-            check_encoders(self.evaluated, self.dataset.manifest, str(settings.data_path))
+            check_encoders(self.evaluated, self.dataset.manifest, str(settings.data.path))
         codec = self.model.config.audio_encoder
         self.sampling_rate = codec.sampling_rate
         self.frame_rate = codec.sampling_rate / codec.hop_length
         self.sampling = self._sampling_settings()
         self.new_frames = self.sampling.max_new_tokens + 1 - self.model.config.decoder.channel_codebooks
-        if settings.control_clips and self.new_frames < SHORTEST_SECONDS * self.frame_rate:
+        if settings.control.clips and self.new_frames < SHORTEST_SECONDS * self.frame_rate:
             raise ValueError(
                 f"samples of {self.new_frames / self.frame_rate:.2f} s are too short for the control test, which needs "
                 f"{SHORTEST_SECONDS:g} s and hears well from 5 s on; ask for a longer duration, or control.clips=0"
             )
         self.control_sampling = dataclasses.replace(
             self.sampling,
-            guidance_scales=settings.control_guidance_scale or self.sampling.guidance_scales,
+            guidance_scales=settings.control.guidance_scale or self.sampling.guidance_scales,
             repetitions=1,
         )
         self.control_source = ""
@@ -155,7 +159,7 @@ class Evaluation:
 
     def control(self) -> list[ControlClip]:
         """Generate from captions that name properties, and hear whether the audio has them."""
-        if not self.settings.control_clips:
+        if not self.settings.control.clips:
             return []
         control = self._control_set()
         self.control_source = control.source
@@ -175,7 +179,7 @@ class Evaluation:
         if control:
             generated = [set_name(scale) for scale in self.control_sampling.guidance_scales]
             tables.append(control_table(control, generated, self.control_source))
-        if self.dataset is not None and self.settings.cross_entropy:
+        if self.dataset is not None and self.settings.metrics.cross_entropy:
             tables.append(self._measure_cross_entropy(self.dataset))
         if self.embedder is not None and (self.dataset is not None or self.reference_files):
             table = self._measure_frechet(samples)
@@ -210,7 +214,7 @@ class Evaluation:
                 "device": _device_name(self.device),
                 "model": {
                     "given": self.settings.model,
-                    "composite": source.composite,
+                    "composite": source.folder,
                     "text_encoder": self.evaluated.text_source,
                     "checkpoint": None if source.checkpoint is None else str(source.checkpoint),
                     "run": None if source.run is None else str(source.run),
@@ -225,7 +229,7 @@ class Evaluation:
                 "data": None
                 if self.dataset is None
                 else {
-                    "path": self.settings.data_path,
+                    "path": self.settings.data.path,
                     "split": self.dataset.split,
                     "clips": len(self.dataset),
                     "created": self.dataset.manifest.created,
@@ -255,10 +259,10 @@ class Evaluation:
         )
 
     def _open_dataset(self) -> LatentDataset | None:
-        if self.settings.data_path is None:
+        if self.settings.data.path is None:
             return None
-        manifest = Manifest.load(self.settings.data_path)
-        return LatentDataset(self.settings.data_path, choose_split(manifest, self.settings.data_split))
+        manifest = Manifest.load(self.settings.data.path)
+        return LatentDataset(self.settings.data.path, choose_split(manifest, self.settings.data.split))
 
     def _sampling_settings(self) -> SamplingSettings:
         settings, delay = self.settings, self.model.config.decoder.channel_codebooks
@@ -279,12 +283,12 @@ class Evaluation:
         settings, source = self.settings, self.evaluated.text_source
         requests = text_requests(self.prompts, self.model, source)
         requests += unconditional_requests(settings.unconditional)
-        prompt_frames = max(1, round(settings.continuation_seconds * self.frame_rate))
+        prompt_frames = max(1, round(settings.continuation.seconds * self.frame_rate))
         continued: list[Request] = []
         if self.dataset is not None:
-            rows = self._clips(settings.data_rows, self.new_frames)
+            rows = self._clips(settings.data.rows, self.new_frames)
             requests += dataset_requests(rows, max_frames=self.new_frames)
-            going_on = self._clips(settings.continuation_rows, prompt_frames + self.new_frames)
+            going_on = self._clips(settings.continuation.rows, prompt_frames + self.new_frames)
             continued = dataset_requests(
                 going_on, max_frames=prompt_frames + self.new_frames, prompt_frames=prompt_frames
             )
@@ -292,8 +296,8 @@ class Evaluation:
             continued += continuation_requests(
                 self.files,
                 self.model,
-                seconds=settings.continuation_seconds,
-                text=settings.continuation_text,
+                seconds=settings.continuation.seconds,
+                text=settings.continuation.text or "",
                 source=source,
                 first_index=len(continued) + 1,
             )
@@ -301,11 +305,11 @@ class Evaluation:
 
     def _control_set(self) -> ControlSet:
         settings = self.settings
-        if settings.control_source == "dataset":
-            return dataset_clips(self._clips(settings.control_clips, self.new_frames), self.new_frames)
+        if settings.control.source == "dataset":
+            return dataset_clips(self._clips(settings.control.clips, self.new_frames), self.new_frames)
         samples = self.new_frames * self.model.config.audio_encoder.hop_length
         return fresh_pieces(
-            settings.control_clips, settings.control_seed, samples, self.model, self.evaluated.text_source
+            settings.control.clips, settings.control.seed, samples, self.model, self.evaluated.text_source
         )
 
     def _clips(self, wanted: int | None, max_frames: int) -> SplitClips:
@@ -368,7 +372,7 @@ class Evaluation:
 
     def _measure_cross_entropy(self, dataset: LatentDataset) -> MetricTable:
         decoder = self.model.decoder
-        clips = self._clips(self.settings.max_clips, window_frames(decoder, decoder.generation_config))
+        clips = self._clips(self.settings.metrics.max_clips, window_frames(decoder, decoder.generation_config))
         conditions: list[Condition] = ["own", "none"]
         if clips.has_other_captions():
             conditions.insert(1, "another clip's")
@@ -377,7 +381,7 @@ class Evaluation:
             scores = {
                 condition: score(
                     self.model,
-                    clips.batches(self.settings.metrics_batch_size, condition),
+                    clips.batches(self.settings.metrics.batch_size, condition),
                     lambda batch: progress.advance(int(batch.frames.sum()) / self.frame_rate),
                 )
                 for condition in conditions
@@ -395,15 +399,15 @@ class Evaluation:
         channels = self.model.config.decoder.audio_channels
         longest = self.new_frames * self.model.config.audio_encoder.hop_length
         if self.reference_files:
-            files = self.reference_files[: self.settings.reference_clips]
+            files = self.reference_files[: self.settings.metrics.reference_clips]
             reference = [
                 read_audio(file, sampling_rate=self.sampling_rate, channels=channels)[0][:, :longest] for file in files
             ]
-            name = f"{len(files)} files of {self.settings.reference_audio}"
+            name = f"{len(files)} files of {self.settings.metrics.reference_audio}"
             ceiling = {"codec round trip": [self._round_trip(audio_CS) for audio_CS in reference]}
             meaning = "The same recordings through the codec: what no model with this codec can be better than."
         else:
-            clips = self._clips(self.settings.reference_clips, self.new_frames)
+            clips = self._clips(self.settings.metrics.reference_clips, self.new_frames)
             reference = [self._decode(clips.codes(number)) for number in range(len(clips))]
             assert self.dataset is not None
             name = f"{len(clips)} clips of the split {self.dataset.split}, decoded"

@@ -119,7 +119,7 @@ def test_clips_of_a_dataset(world: World, tmp_path: Path) -> None:
     [
         ({"control__clips": 1}, "control.clips is 1; it must be 0, or 2 or more"),
         ({"control__clips": -1}, "control.clips is -1; it must be 0 or more"),
-        ({"control__clips": 4, "control__source": "files"}, "control.source is 'files'; allowed are demo, dataset"),
+        ({"control__clips": 4, "control__source": "files"}, "control.source is 'files'; expected one of demo, dataset"),
         ({"control__clips": 4, "control__source": "dataset"}, "give data.path too"),
         ({"control__clips": 4, "duration": 1.0}, "samples of 1.00 s are too short for the control test"),
         ({"control__clips": 4, "duration": 2.5, "control__guidance_scale": 0.5}, "give numbers from 1"),
