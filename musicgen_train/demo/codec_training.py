@@ -16,18 +16,19 @@ Axis letters: B clips of a batch, K codebooks, T frames, V entries, D width of a
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from musicgen_train.demo.clusters import nearest
 from musicgen_train.demo.codec import HOP, PARTS, batches, demo_codec_config, latents_of, make_codec
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.models.encodec import EncodecModel, VectorQuantizer
 
 _SAMPLING_RATE = 32_000
@@ -96,7 +97,7 @@ def train_codec(
         report(f"fitting the codebooks to {len(audio)} clips")
         codec = make_codec(audio[: settings.fitting_clips], settings.seed)
         update_codebooks(codec, audio, settings)
-        _save(codec.state_dict(), fitted)
+        write_atomically(fitted, functools.partial(torch.save, codec.state_dict()))
     train_decoder(codec, audio, settings, target / "decoder.pt", report)
     return codec
 
@@ -196,7 +197,7 @@ def train_decoder(
             losses, at = torch.zeros(3), step + 1
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             state = {"decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "steps": step + 1}
-            _save(state, checkpoint)
+            write_atomically(checkpoint, functools.partial(torch.save, state))
     codec.eval()
 
 
@@ -254,9 +255,3 @@ def _share_of_lr(step: int, settings: CodecTraining) -> float:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def _save(state: Any, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)

@@ -31,7 +31,7 @@ from musicgen_train.demo.composition import Piece, compose
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.mixing import record
 from musicgen_train.demo.synthesis import SAMPLE_RATE
-from musicgen_train.hub.folder import read_json, write_json
+from musicgen_train.hub.folder import json_text, read_json, write_atomically
 
 SETTINGS_NAME = "corpus.json"
 FORMATS = ("flac", "wav")
@@ -200,8 +200,8 @@ class _Job:
         soundfile.write(buffer, samples, SAMPLE_RATE, format=self.path.suffix[1:].upper(), subtype="PCM_16")
         # The text first: sound that is there has its caption.
         text = json.dumps(track.as_json(), indent=2, ensure_ascii=False) + "\n"
-        _write_whole(self.path.with_suffix(".json"), text.encode())
-        _write_whole(self.path, buffer.getvalue())
+        _write(self.path.with_suffix(".json"), text)
+        _write(self.path, buffer.getvalue())
 
 
 def _run(job: _Job) -> None:
@@ -218,10 +218,8 @@ def _work_through(jobs: list[_Job], workers: int) -> Iterator[None]:
         yield from pool.map(_run, jobs)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_bytes(content)
-    partial.replace(path)
+def _write(path: Path, content: str | bytes) -> None:
+    write_atomically(path, content, partial=path.with_name(path.name + _PARTIAL))
 
 
 def _is_there(audio: Path) -> bool:
@@ -240,10 +238,7 @@ def _claim(folder: Path, settings: dict[str, Any], tracks: int) -> None:
                 f"{folder} already holds something else ({', '.join(names[:5])}{', ...' * (len(names) > 5)}); give a "
                 "new or empty folder for the corpus"
             )
-        # Not write_json alone: a half-written file would keep the folder from ever being used again.
-        partial = folder / (SETTINGS_NAME + _PARTIAL)
-        write_json(partial, settings)
-        partial.replace(folder / SETTINGS_NAME)
+        _write(folder / SETTINGS_NAME, json_text(settings))
         return
     found = read_json(folder / SETTINGS_NAME)
     different = [
@@ -260,17 +255,3 @@ def _claim(folder: Path, settings: dict[str, Any], tracks: int) -> None:
             f"{folder} holds more than the {tracks} tracks asked for: {', '.join(more[:3])}"
             f"{', ...' * (len(more) > 3)}. Ask for as many as it has, or give another folder"
         )
-
-
-def settings_of(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings a corpus was made with.
-
-    Raises:
-        FileNotFoundError: the folder holds no corpus.
-    """
-    path = Path(folder).expanduser() / SETTINGS_NAME
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there; make a corpus with `python -m musicgen_train.demo corpus FOLDER`"
-        )
-    return read_json(path)

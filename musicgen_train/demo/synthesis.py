@@ -229,7 +229,6 @@ class Modulated:
         return sound * level * loudness
 
 
-_KEYS = Envelope(attack=0.003, decay=0.9, sustain=0.0, release=0.12)
 _PAD = Envelope(attack=0.25, release=0.5)
 
 INSTRUMENTS: dict[str, Instrument] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from musicgen_train.hub.folder import read_json
+from musicgen_train.hub.folder import put_in_place, read_json
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
@@ -45,19 +46,24 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         FileExistsError, NotADirectoryError: as `check_output`, before and after the block.
     """
     check_output(output, overwrite=overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f"{output.name}.partial-{secrets.token_hex(3)}")
+    # Where a link leads to, since a folder is renamed only within its file system.
+    place = Path(os.path.realpath(output))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(3)
+    staging, earlier = (place.with_name(f"{place.name}.{what}-{token}") for what in ("partial", "earlier"))
     staging.mkdir()
     try:
         yield staging
         check_output(output, overwrite=overwrite)
-        _put_in_place(staging, output)
+        put_in_place(staging, place, earlier)
     except BaseException:
         if any(staging.iterdir()):
             print(f"what was made so far is in {staging}", file=sys.stderr)
         else:
             staging.rmdir()
         raise
+    # What was there goes away when the new one is in its place.
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _is_report(folder: Path) -> bool:
@@ -68,18 +74,3 @@ def _is_report(folder: Path) -> bool:
         return read_json(path).get("program") == PROGRAM
     except ValueError:
         return False
-
-
-def _put_in_place(staging: Path, output: Path) -> None:
-    """One rename; an earlier report goes away after the new one is in its place."""
-    if not output.exists():
-        staging.rename(output)
-        return
-    earlier = output.with_name(f"{output.name}.earlier-{secrets.token_hex(3)}")
-    output.rename(earlier)
-    try:
-        staging.rename(output)
-    except OSError:
-        earlier.rename(output)
-        raise
-    shutil.rmtree(earlier)

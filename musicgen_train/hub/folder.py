@@ -1,4 +1,4 @@
-"""A folder of pretrained files, on this disk or on the Hugging Face hub, and how to write one atomically."""
+"""A folder of pretrained files, on this disk or on the Hugging Face hub; writing folders and files atomically."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 
+# Of what is being written; a killed process leaves it.
+_SAVING = ".saving-"
 # "name" or "owner/name", as huggingface_hub allows them.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _NAMES_SHOWN = 12
@@ -193,8 +195,77 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object the way the hub's files are written: indented by two, keys sorted, a final newline."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON object as `json_text`."""
+    path.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """A JSON object the way the hub's files are written: indented by two, keys sorted, a final newline."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_atomically(
+    path: Path, content: str | bytes | Callable[[BinaryIO], object], *, partial: Path | None = None
+) -> None:
+    """Write a file so that its name stands for all of the new content, or still for the old.
+
+    That holds however the process ends, and after a power cut: the content goes into another file, which is flushed to
+    the disk itself before it takes over the name in one step, and then the folder is, which holds the name.
+
+    Args:
+        path: of the file; its folder exists.
+        content: text, which is written as UTF-8; bytes; or a function that writes into a file opened for bytes.
+        partial: the other file, on the same file system; by default `.saving-NAME` beside it. After an error it is
+            removed; a killed process leaves it.
+
+    Raises:
+        OSError: it cannot be written, e.g. because the disk is full. What was there before stays.
+    """
+    partial = path.with_name(f"{_SAVING}{path.name}") if partial is None else partial
+    try:
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself.
+
+    Without it a power cut after a rename could leave a file of zeros under its final name, or no such name.
+    """
+    if path.is_dir() and os.name != "posix":
+        return  # Windows does not open folders.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(folder: Path, target: Path, replaced: Path) -> None:
+    """Give a complete folder its name, and flush that to the disk; for files alone see `write_atomically`.
+
+    What had the name goes to `replaced` and comes back if the new one cannot take its place. All three are on one
+    file system. Between the two renames there is neither.
+    """
+    if target.exists():
+        target.rename(replaced)
+    try:
+        folder.rename(target)
+    except OSError:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
+    flush_to_disk(target.parent)
 
 
 @contextlib.contextmanager
@@ -226,7 +297,7 @@ def atomic_folder(target: str | os.PathLike[str], *, obsolete: Callable[[str], b
         raise NotADirectoryError(f"cannot save into {target}: it is a file, not a folder")
     # Inside a target that exists, since its parent may be read-only or on another file system.
     place = target if target.exists() else target.parent
-    work = place / f".saving-{target.name}-{secrets.token_hex(4)}"
+    work = place / f"{_SAVING}{target.name}-{secrets.token_hex(4)}"
     staging = work / "new"
     try:
         staging.mkdir(parents=True)
@@ -237,12 +308,13 @@ def atomic_folder(target: str | os.PathLike[str], *, obsolete: Callable[[str], b
         for file in _files_in(staging):
             # safetensors makes files only their owner can read; the folder just made has the usual permissions.
             file.chmod(staging.stat().st_mode & 0o666)
-            _flush_to_disk(file)
+            flush_to_disk(file)
         if target.exists():
             _replace_files(staging, target, work / "old", obsolete or (lambda name: False))
         else:
             staging.rename(target)
-        _flush_to_disk(target)
+            flush_to_disk(target.parent)
+        flush_to_disk(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -275,12 +347,3 @@ def _replace_files(staging: Path, target: Path, removed: Path, obsolete: Callabl
 
 def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush_to_disk(path: Path) -> None:
-    # Without it a power cut after the rename could leave a file of zeros under its final name.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

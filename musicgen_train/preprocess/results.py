@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.preprocess.ranks import Rank
 from musicgen_train.preprocess.scratch import scratch_database
 from musicgen_train.preprocess.settings import SplitSettings
@@ -142,15 +142,14 @@ class Results:
             staging: a folder on the same file system.
             listing: `ListingDigest` of what the rank saw.
         """
-        unfinished = staging / path.name
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"part_format": _PART_FORMAT, "listing": listing}) + "\n")
+
+        def write(file: BinaryIO) -> None:
+            file.write((json.dumps({"part_format": _PART_FORMAT, "listing": listing}) + "\n").encode())
             for result in self:
                 row = [result.order, result.id, result.key, result.problem, result.shard, result.row]
-                file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+                file.write((json.dumps(row) + "\n").encode())
+
+        write_atomically(path, write, partial=staging / path.name)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Path]) -> Results:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import glob
 import importlib.metadata
 import itertools
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 import datasets
 from omegaconf import DictConfig, OmegaConf
 
+from musicgen_train.hub.folder import put_in_place
 from musicgen_train.latents.format import REJECTED_NAME
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.preprocess.assemble import Assembled, assemble
@@ -32,7 +32,7 @@ from musicgen_train.preprocess.progress import Progress, as_time
 from musicgen_train.preprocess.ranks import Rank, find_rank
 from musicgen_train.preprocess.results import Results, listing_of
 from musicgen_train.preprocess.settings import PreprocessSettings
-from musicgen_train.preprocess.shards import DamagedShardError, flush_to_disk
+from musicgen_train.preprocess.shards import DamagedShardError, flush_tree_to_disk
 from musicgen_train.preprocess.sources import first, open_source
 from musicgen_train.preprocess.tracks import Source
 from musicgen_train.preprocess.work import WorkFolder, made_here, manifest_digest
@@ -93,8 +93,6 @@ def preprocess(settings: PreprocessSettings) -> Manifest | None:
 
     progress = Progress(None if count is None else -(-count // rank.world_size), settings.progress_seconds)
     with work.own(), _disk_is_full(work):
-        if rank.number == 0:
-            _remove_leftovers(output)
         encoding = Encoding(settings, encoders, rank, shards=work.shards, staging=work.staging, progress=progress)
         for damaged in encoding.encoded_before.damaged:
             print(f"{damaged}; its tracks are encoded again", file=sys.stderr, flush=True)
@@ -194,12 +192,12 @@ def _finish(
             manifest = _manifest(settings, encoders, assembled)
             manifest.save(folder / "dataset")
             write_record(folder / "dataset")
-            flush_to_disk(folder / "dataset")
+            flush_tree_to_disk(folder / "dataset")
             digest = manifest_digest(folder / "dataset")
             assert digest is not None
             # Before the dataset itself, so that whoever finds it knows where it is from.
             work.note_published(content, digest)
-            _publish(folder / "dataset", output, folder / "replaced")
+            put_in_place(folder / "dataset", Path(os.path.realpath(output)), folder / "replaced")
         work.clean()
     print(summary(manifest, output, progress), flush=True)
     if settings.keep_work:
@@ -353,25 +351,6 @@ def _assembly_folder(work: WorkFolder) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(dataset: Path, output: Path, replaced: Path) -> None:
-    output = Path(os.path.realpath(output))
-    if output.exists():
-        output.rename(replaced)
-    try:
-        dataset.rename(output)
-    except OSError:
-        if replaced.exists() and not output.exists():
-            replaced.rename(output)
-        raise
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Remove what killed runs of earlier versions left beside the output."""
-    output = Path(os.path.realpath(output))
-    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from musicgen_train.hub.folder import read_json, write_json
+from musicgen_train.hub.folder import flush_to_disk, read_json, write_json
 from musicgen_train.latents.format import CAPTION_FEATURES
 
 TRACKS_NAME = "tracks.arrow"
@@ -111,8 +111,9 @@ def write_shard(
                 stream.write_table(table)
             files[file_name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
         write_json(unfinished / FILES_NAME, files)
-        flush_to_disk(unfinished)
+        flush_tree_to_disk(unfinished)
         unfinished.rename(target)
+        flush_to_disk(folder)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
         # Another process may have made the same one in the meantime.
@@ -163,17 +164,10 @@ def read_table(shard: Path, name: str) -> pa.Table:
     return table
 
 
-def flush_to_disk(folder: Path) -> None:
-    """Have all files of a folder and its names on the disk itself.
-
-    Without it a power cut after a rename could leave files of zeros under their final names.
-    """
+def flush_tree_to_disk(folder: Path) -> None:
+    """Have all files of a folder, and of those in it, on the disk itself."""
     for path in [*sorted(folder.rglob("*")), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_to_disk(path)
 
 
 def _files_of(shard: Path) -> dict[str, Any]:

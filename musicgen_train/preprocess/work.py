@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musicgen_train.hub.folder import read_json, write_json
+from musicgen_train.hub.folder import json_text, read_json, write_atomically
 from musicgen_train.latents.format import MANIFEST_NAME
 from musicgen_train.preprocess.encoders import Encoders
 from musicgen_train.preprocess.ranks import Rank
@@ -173,8 +173,7 @@ class WorkFolder:
 
     def _write_json(self, path: Path, content: dict[str, Any]) -> None:
         unfinished = self.staging / f"{path.name}.{secrets.token_hex(4)}"
-        write_json(unfinished, content)
-        unfinished.replace(path)
+        write_atomically(path, json_text(content), partial=unfinished)
 
     def _refuse_others(self, about: dict[str, Any]) -> None:
         for file in sorted(self.root.glob(f"*/{ABOUT_NAME}")):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.hub.weights import CheckpointError
 
 EXTENSION = ".ckpt"
@@ -167,34 +168,12 @@ def keep_also_as(path: Path, name: str) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all."""
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, text, partial=path.with_name(f"{PARTIAL}{path.name}"))
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    try:
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name is on the disk only with its folder. Windows knows no such call.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_atomically(path, lambda file: torch.save(checkpoint, file), partial=path.with_name(f"{PARTIAL}{path.name}"))
 
 
 def _cannot_save(error: OSError | RuntimeError, path: Path, checkpoint: dict[str, Any]) -> OSError:

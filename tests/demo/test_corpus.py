@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import hearing
@@ -357,6 +358,12 @@ def test_a_second_run_keeps_what_is_there_and_adds_what_is_missing(tmp_path: Pat
     assert reports == [(2, 3), (3, 3)]
     assert first.stat().st_mtime_ns == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_files_are_on_the_disk_itself(tmp_path: Path, flushed: Callable[[Path], bool]) -> None:
+    write_corpus(tmp_path, 2, 1.0)
+    assert len(list(tmp_path.iterdir())) == 5
+    assert [path.name for path in [tmp_path, *tmp_path.iterdir()] if not flushed(path)] == []
 
 
 def test_other_settings_need_another_folder(tmp_path: Path) -> None:

@@ -112,3 +112,14 @@ def test_the_earlier_report_comes_back_if_the_new_one_cannot_be_put_there(
     with pytest.raises(OSError, match="disk full"):
         make(output, overwrite=True, files="a.wav")
     assert contents(output) == ["results.json"]
+
+
+def test_where_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    write_report_into(tmp_path / "disk" / "report", "old")
+    output = tmp_path / "link"
+    output.symlink_to(tmp_path / "disk" / "report")
+    make(output, overwrite=True, files="new.wav")
+    assert output.is_symlink()
+    assert contents(tmp_path / "disk") == ["report"]
+    assert contents(output) == ["new.wav"]

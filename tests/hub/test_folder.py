@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest.mock import MagicMock
 
 import huggingface_hub
@@ -20,7 +20,14 @@ import pytest
 from huggingface_hub import constants, errors
 
 from musicgen_train.hub import folder as folder_module
-from musicgen_train.hub.folder import PretrainedFolder, atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import (
+    PretrainedFolder,
+    atomic_folder,
+    put_in_place,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -481,7 +488,76 @@ def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
 
 def test_files_reach_the_disk_before_they_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(folder_module, "_flush_to_disk", flushed.append)
-    target = tmp_path / "model"
+    monkeypatch.setattr(folder_module, "flush_to_disk", flushed.append)
+    target = tmp_path / "parent" / "model"
     save(target, a="1", b="2")
-    assert [path.name for path in flushed] == ["a", "b", "model"]
+    assert [path.name for path in flushed] == ["a", "b", "parent", "model"]
+    flushed.clear()
+    save(target, a="3")
+    assert [path.name for path in flushed] == ["a", "model"]
+
+
+# ------------------------------------------------------------------------------------------- single files, and folders
+
+
+@pytest.mark.parametrize("content", ["naïve\n", "naïve\n".encode(), lambda file: file.write("naïve\n".encode())])
+def test_a_file_of_text_bytes_or_what_a_function_writes(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    write_atomically(path, content)
+    assert path.read_bytes() == "naïve\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    replace, fsync = Path.replace, os.fsync
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        happened.append(f"{self.name} becomes {target.name}")
+        return replace(self, target)
+
+    def watched_fsync(descriptor: int) -> None:
+        happened.append(f"{Path(os.readlink(f'/proc/self/fd/{descriptor}')).name} flushed")
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_atomically(folder / "a", "1")
+    write_atomically(folder / "b", "2", partial=tmp_path / "half")
+    assert happened == [
+        *(".saving-a flushed", ".saving-a becomes a", "folder flushed"),
+        *("half flushed", "half becomes b", "folder flushed"),
+    ]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_while_a_file_is_written_keeps_the_old_one(error: type[BaseException], tmp_path: Path) -> None:
+    write_files(tmp_path, a="old")
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write_atomically(tmp_path / "a", fail)
+    assert content_of(tmp_path) == {"a": "old"}
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, flushed: Callable[[Path], bool]) -> None:
+    write_files(tmp_path / "new", a="new")
+    write_files(tmp_path / "target", a="old", b="old")
+    put_in_place(tmp_path / "new", tmp_path / "target", tmp_path / "replaced")
+    assert content_of(tmp_path / "target") == {"a": "new"}
+    assert content_of(tmp_path / "replaced") == {"a": "old", "b": "old"}
+    assert flushed(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "new", tmp_path / "target", tmp_path / "again")
+    assert content_of(tmp_path / "target") == {"a": "new"}
+    assert not (tmp_path / "again").exists()
+    put_in_place(tmp_path / "replaced", tmp_path / "fresh", tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "target"]

@@ -396,9 +396,16 @@ def test_a_shard_with_other_bytes_is_named_before_anything_is_made_of_it(
     assert content_of(tmp_path / "output") == whole
 
 
-def test_what_killed_runs_of_earlier_versions_left_is_removed(tmp_path: Path, settings: Callable[..., Any]) -> None:
+def test_all_that_is_made_is_on_the_disk_itself(
+    tmp_path: Path, settings: Callable[..., Any], flushed: Callable[[Path], bool]
+) -> None:
     write_corpus(tmp_path / "input", range(1, 3))
-    (tmp_path / ".output.partial-12ab34cd" / "shards").mkdir(parents=True)
-    (tmp_path / ".other.partial-12ab34cd").mkdir()
     preprocess(settings())
-    assert {path.name for path in tmp_path.iterdir()} == {".other.partial-12ab34cd", ".output.work", "input", "output"}
+    work = work_root(tmp_path / "output")
+    made = {
+        path for name in ("about.json", "published.json", "parts/*", "shards/*/*") for path in work.glob(f"*/{name}")
+    }
+    assert len(made) == 3 + 4
+    made |= {path.parent for path in made} | {path.parent for path in work.glob("*/shards/*")}
+    made |= {tmp_path, *(tmp_path / "output").rglob("*")}
+    assert [str(path.relative_to(tmp_path)) for path in sorted(made) if not flushed(path)] == []

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from musicgen_train.training.checkpoint_files import (
     newest_intact,
     read_plain,
     remove_partial,
+    write_text_atomically,
 )
 
 
@@ -52,6 +54,18 @@ def test_saved_and_replaced(last: Path) -> None:
     assert step_of(last) == 2
     assert os.listdir(last.parent) == ["last.ckpt"]
     assert AtomicCheckpointIO().load_checkpoint(last, weights_only=True)["loops"] == {"a": [1, "b"]}
+
+
+def test_small_files_are_flushed_to_the_disk_too(tmp_path: Path, flushed: Callable[[Path], bool]) -> None:
+    (tmp_path / "config.yaml").write_text("old")
+    write_text_atomically(tmp_path / "config.yaml", "a: ä\n")
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "a: ä\n"
+    assert flushed(tmp_path / "config.yaml")
+    assert flushed(tmp_path)
+    (tmp_path / ".saving-config.yaml").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_text_atomically(tmp_path / "config.yaml", "b")
+    assert os.listdir(tmp_path) == ["config.yaml"]
 
 
 def test_killed_at_any_moment_of_a_save_there_is_a_whole_one(last: Path) -> None:
