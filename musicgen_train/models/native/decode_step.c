@@ -48,8 +48,8 @@ static void product(const float *states, int64_t rows, int64_t inputs, const flo
 }
 
 /* sums[r][o] += states[r] . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
-static void add_products(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t outputs,
-                         int64_t begin, int64_t end, float *products, float *sums) {
+static void add_to_residual(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t outputs,
+                            int64_t begin, int64_t end, float *products, float *sums) {
     product(states, rows, inputs, weight, begin, end, products, outputs);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
@@ -165,7 +165,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             }
 #pragma omp barrier
             share(width, 4, thread, threads, &begin, &end);
-            add_products(mixed, rows, width, layer->self_out, width, begin, end, local, hidden);
+            add_to_residual(mixed, rows, width, layer->self_out, width, begin, end, local, hidden);
 #pragma omp barrier
 
             if (text_rows) {
@@ -183,7 +183,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                            mixed + at);
                 }
 #pragma omp barrier
-                add_products(mixed, text_rows, width, layer->cross_out, width, begin, end, local, hidden);
+                add_to_residual(mixed, text_rows, width, layer->cross_out, width, begin, end, local, hidden);
 #pragma omp barrier
             }
 
@@ -197,7 +197,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                     *states = activated(*states, step->activation);
                 }
 #pragma omp barrier
-            add_products(inner, rows, inner_width, layer->fc2, width, begin, end, local, hidden);
+            add_to_residual(inner, rows, inner_width, layer->fc2, width, begin, end, local, hidden);
 #pragma omp barrier
         }
 
