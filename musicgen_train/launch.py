@@ -42,13 +42,12 @@ def main(run: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose `configs/<config_name>.yaml` with the command line's overrides and run a stage with it.
 
     An error of the user's prints one line to stderr, and the exit code is 1; with MUSICGEN_TRAIN_TRACEBACK=1 the
-    traceback is shown too. wandb never asks for an account: it stays offline unless WANDB_MODE says otherwise.
+    traceback is shown too.
 
     Args:
         run: the stage's entry function.
         config_name: of a file in `configs/`, without its ending.
     """
-    os.environ.setdefault("WANDB_MODE", "offline")
     # Without it Hydra prints errors its own way and exits.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     arguments = sys.argv[1:]

@@ -87,7 +87,8 @@ def _converted(declared: Any, value: Any, key: str, expected: str, wrap_single: 
             return kind(str(value))
     elif kind is not NoneType:
         raise TypeError(f"{key} is declared as {declared}, which no setting can be read as")
-    raise ValueError(f"{key} is {_shown(value)}; expected {expected}")
+    example = f", as in [{value}]" if kind in (list, tuple) and isinstance(value, str) else ""
+    raise ValueError(f"{key} is {_shown(value)}; expected {expected}{example}")
 
 
 def _as_member(members: tuple[Any, ...], value: Any, key: str, expected: str, wrap_single: bool) -> Any:

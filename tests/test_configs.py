@@ -15,7 +15,8 @@ from tiny_run import TRAIN, VALIDATION, compose
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.launch import CONFIG_FOLDER
-from musicgen_train.training.run import read_settings, run
+from musicgen_train.training.run import run
+from musicgen_train.training.settings import read_settings
 
 GROUPS = (
     "model",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -151,15 +149,6 @@ def test_an_interrupt_is_no_error_of_anybodys(launch: Call) -> None:
 
     code, err, _ = launch(*GIVEN, stage=interrupt)
     assert (code, err) == (130, "interrupted\n")
-
-
-def test_wandb_stays_offline_unless_told(launch: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.delenv("WANDB_MODE")
-    launch(*GIVEN, stage=lambda config: seen.append(os.environ["WANDB_MODE"]))
-    monkeypatch.setenv("WANDB_MODE", "online")
-    launch(*GIVEN, stage=lambda config: seen.append(os.environ["WANDB_MODE"]))
-    assert seen == ["offline", "online"]
 
 
 def test_the_real_command_says_what_is_missing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
+from musicgen_train.training.loggers import WITHOUT_ACCOUNT
 
 _GIB = 2**30
 # Weights, gradients and moments of a small model, two checkpoints of it and its composite.
@@ -32,9 +33,10 @@ def look_at_disks(output: Path) -> Iterator[Finding]:
     ]
     if offline:
         yield note("hub", f"{offline[0]} is set: models come from folders and the cache alone")
-    mode = os.environ.get("WANDB_MODE", "offline")
-    where = "stay on this machine" if mode in ("offline", "disabled") else "may be sent (logger.wandb.offline=false)"
-    yield ok("wandb", f"WANDB_MODE={mode}: numbers of runs with logger=wandb {where}")
+    mode = os.environ.get("WANDB_MODE")
+    told = f"WANDB_MODE={mode}: " if mode else ""
+    unless = "" if mode in WITHOUT_ACCOUNT else " unless logger.wandb.offline=false"
+    yield ok("wandb", f"{told}numbers of runs with logger=wandb stay on this machine{unless}")
 
 
 def _look_at(topic: str, folder: Path, setting: str) -> Finding:

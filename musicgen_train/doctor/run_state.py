@@ -9,21 +9,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from musicgen_train.data.datamodule import DataSettings
+from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
+from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
 from musicgen_train.hub.folder import read_json
 from musicgen_train.training.checkpoint_files import newest_intact, read_plain
-from musicgen_train.training.metrics_file import METRICS_NAME
 from musicgen_train.training.module import CHECKPOINT_KEY
 from musicgen_train.training.run_folder import (
     CHECKPOINTS_FOLDER,
     COMPOSITE_FOLDER,
     CONFIG_NAME,
     LAST_CHECKPOINT,
+    METRICS_NAME,
     PROVENANCE_NAME,
     is_run,
 )
+from musicgen_train.training.trainer import is_over, make_callbacks
 
 TOPIC = "run"
 
@@ -59,28 +61,26 @@ def _described(start: dict[str, Any]) -> str:
 def _look_at_checkpoint(checkpoint: Path, config: DictConfig, folder: Path) -> Iterator[Finding]:
     content = read_plain(checkpoint)
     step, total = int(content["global_step"]), int(config.trainer.max_steps)
-    size = (
-        sum(path.stat().st_size for path in checkpoint.rglob("*")) if checkpoint.is_dir() else checkpoint.stat().st_size
-    )
+    size = checkpoint.stat().st_size
     yield ok(TOPIC, f"{checkpoint.name} is intact: step {step} of {total}, {size / 2**20:.0f} MiB")
     health = content.get(CHECKPOINT_KEY, {}).get("health") or {}
     if skipped := health.get("skipped", 0):
         yield note(TOPIC, f"{skipped} steps were left out because they were not finite", "docs/troubleshooting.md")
-    if "optimizer_states" not in content or "LatentDataModule" not in content:
+    if "optimizer_states" not in content or LatentDataModule.__qualname__ not in content:
         yield wrong(TOPIC, "it holds weights alone: a new run can begin with init_from, but not go on from it")
         return
-    changed = list(_changed_data(content["LatentDataModule"], config))
+    changed = list(_changed_data(content[LatentDataModule.__qualname__], config))
     yield from changed
     if changed:
         return
-    if step < total:
+    if not is_over(make_callbacks(config), content, total):
         yield ok(TOPIC, "can go on: the same command with resume=auto")
-    elif (folder / COMPOSITE_FOLDER / "config.json").is_file():
-        yield ok(TOPIC, f"finished; its model is {folder / COMPOSITE_FOLDER}")
+        return
+    ended = "stopped early" if step < total else "finished"
+    if (folder / COMPOSITE_FOLDER / HUB_CONFIG_NAME).is_file():
+        yield ok(TOPIC, f"{ended}; its model is {folder / COMPOSITE_FOLDER}")
     else:
-        yield note(
-            TOPIC, "all steps are made, and the model is not there", "the same command with resume=auto writes it"
-        )
+        yield note(TOPIC, f"{ended}, and the model is not there", "the same command with resume=auto writes it")
 
 
 def _changed_data(state: dict[str, Any], config: DictConfig) -> Iterator[Finding]:

@@ -50,6 +50,7 @@ from musicgen_train.models.generation import window_frames
 from musicgen_train.provenance.machine import pick_device, versions
 from musicgen_train.provenance.record import write_record
 from musicgen_train.training.model_source import find_model
+from musicgen_train.training.model_source import find_model
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
 _FOLDERS = {"prompt": "", "unconditional": "unconditional", "dataset": "dataset", "continuation": "continuations"}

@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 
 from musicgen_train.hub.folder import atomic_folder
-from musicgen_train.hub.weights import CheckpointError, list_some
-from musicgen_train.models.encodec import EncodecModel
+from musicgen_train.hub.weights import CheckpointError, is_weight_file, list_some
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
-from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 from musicgen_train.training.adapter_files import read_adapter
-from musicgen_train.training.start import Encoders, with_adapter
+from musicgen_train.training.start import Encoders, composite_of, with_adapter
 
 
 def load_adapted(adapter: str | Path, base: str | None = None) -> MusicgenForConditionalGeneration:
@@ -33,7 +31,7 @@ def load_adapted(adapter: str | Path, base: str | None = None) -> MusicgenForCon
         ValueError: the base is another model than the adapter was trained on.
         CheckpointError: files are damaged.
     """
-    return _load(Path(adapter).expanduser(), base)[0]
+    return with_encoders(Path(adapter).expanduser(), base)[0]
 
 
 def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> MusicgenForConditionalGeneration:
@@ -47,33 +45,29 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     Raises:
         as `load_adapted`.
     """
-    model, encoders = _load(Path(adapter).expanduser(), base)
+    model, encoders = with_encoders(Path(adapter).expanduser(), base)
     processor = MusicgenProcessor(
         EncodecFeatureExtractor.from_pretrained(encoders.audio), T5Tokenizer.from_pretrained(encoders.text)
     )
-    with atomic_folder(output) as staging:
+    with atomic_folder(output, obsolete=is_weight_file) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
-    found = MusicgenForConditionalGeneration.from_pretrained(output).state_dict()
-    different = [name for name, value in model.state_dict().items() if not torch.equal(found[name], value)]
-    if different:
-        raise CheckpointError(f"{output} was read back with other tensors than were written: {list_some(different)}")
+        found = MusicgenForConditionalGeneration.from_pretrained(staging).state_dict()
+        different = [name for name, value in model.state_dict().items() if not torch.equal(found[name], value)]
+        if different:
+            raise CheckpointError(
+                f"{output} would be read back with other tensors than were written, and is left as it was: "
+                f"{list_some(different)}"
+            )
     return model
 
 
-def _load(adapter: Path, base: str | None) -> tuple[MusicgenForConditionalGeneration, Encoders]:
+def with_encoders(adapter: Path, base: str | None = None) -> tuple[MusicgenForConditionalGeneration, Encoders]:
+    """See `load_adapted`; also where the encoders came from."""
     record, state = read_adapter(adapter)
     trained = with_adapter(record, state, str(adapter), base)
-    encoders = trained.encoders
-    if encoders is None:
+    if trained.encoders is None:
         raise ValueError(
             f"the base {base or record.base} is a decoder without encoders; give a composite that has that decoder"
         )
-    model = MusicgenForConditionalGeneration(
-        text_encoder=T5EncoderModel.from_pretrained(encoders.text),
-        audio_encoder=EncodecModel.from_pretrained(encoders.audio),
-        decoder=trained.decoder,
-    )
-    if model.enc_to_dec_proj is not None and trained.projection is not None:
-        model.enc_to_dec_proj.load_state_dict(trained.projection)
-    return model.eval(), encoders
+    return composite_of(trained, trained.encoders, str(adapter)), trained.encoders

@@ -21,7 +21,7 @@ from torch import nn
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.fingerprint import add_tensors
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.training.freezing import GROUPS, InGroup, group_of, is_trainable_part, require_list
+from musicgen_train.training.freezing import GROUPS, InGroup, group_of, is_trainable_part
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -58,10 +58,9 @@ class AdapterSettings:
         if self.rank < 1:
             raise ValueError(f"adapter.rank is {self.rank}; it must be 1 or more")
         if self.alpha <= 0:
-            raise ValueError(f"adapter.alpha is {self.alpha}; it must be above 0")
+            raise ValueError(f"adapter.alpha is {self.alpha:g}; it must be above 0")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"adapter.dropout is {self.dropout}; it must be 0 or more, and below 1")
-        require_list("adapter.targets", self.targets)
+            raise ValueError(f"adapter.dropout is {self.dropout:g}; it must be 0 or more, and below 1")
         if not self.targets:
             raise ValueError("adapter.targets is empty; name groups such as self_attention")
         if _WITHOUT_ADAPTERS in self.targets:

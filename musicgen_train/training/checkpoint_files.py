@@ -20,8 +20,6 @@ EXTENSION = ".ckpt"
 PARTIAL = ".saving-"
 # Of a file that was found to be broken.
 DAMAGED = ".damaged"
-# What Lightning's sharded checkpoints hold beside their shards; the second is written last.
-_SHARDED = (".metadata", "meta.pt")
 _MIB = 2**20
 
 
@@ -67,7 +65,7 @@ def read_plain(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    content = load_plain(path / _SHARDED[1] if path.is_dir() else path, map_location="meta")
+    content = load_plain(path, map_location="meta")
     if "global_step" not in content:
         raise CheckpointError(f"{path} is no checkpoint of a training run")
     return content
@@ -92,9 +90,6 @@ def load_plain(path: Path, map_location: str) -> dict[str, Any]:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None. Reads all of it and compares its checksums."""
-    if path.is_dir():
-        missing = [name for name in _SHARDED if not (path / name).is_file()]
-        return f"has no {' and no '.join(missing)}" if missing else None
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()

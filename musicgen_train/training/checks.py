@@ -33,6 +33,14 @@ class CheckSettings:
     batches: int
     """Batches whose cross-entropy is taken before the first step."""
 
+    def __post_init__(self) -> None:
+        if self.round_trips < 0:
+            raise ValueError(f"checks.round_trips is {self.round_trips}; it must be a number of clips, or 0 for none")
+        if self.batches < 1:
+            raise ValueError(
+                f"checks.batches is {self.batches}; it must be 1 or more. checks.enabled=false leaves all checks out"
+            )
+
 
 def write_round_trips(
     composite: MusicgenForConditionalGeneration, dataset: LatentDataset, count: int, folder: Path
@@ -64,8 +72,8 @@ def first_scores(module: MusicgenTraining, data: LatentDataModule, batches: int)
     first step, in eval mode."""
     clips = data.validation_clips
     if clips is not None:
-        found = [clips[rows] for rows in clips.batches(data.micro_batch)]
-        picked = [found[index] for index in np.linspace(0, len(found) - 1, min(batches, len(found))).astype(int)]
+        rows = list(clips.batches(data.micro_batch))
+        picked = [clips[rows[index]] for index in np.linspace(0, len(rows) - 1, min(batches, len(rows))).astype(int)]
     else:
         loader = data.train_dataloader()
         picked = [data.train_clips[part] for part in itertools.islice(loader.sampler, batches)]

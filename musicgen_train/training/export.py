@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from musicgen_train.data.batch import Batch
-from musicgen_train.hub.weights import CheckpointError, list_some
+from musicgen_train.hub.folder import atomic_folder
+from musicgen_train.hub.weights import CheckpointError, is_weight_file, list_some
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.training.adapters import has_adapter, load_adapter_state, merged_state
@@ -55,10 +56,12 @@ def export_composite(
         # By way of train mode: in eval mode peft keeps DoRA's norms of weights that may have changed since.
         composite.train().eval()
         _require_close(_logits(plain, batch), _logits(composite, batch))
-    plain.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    compare_with_folder(plain, state, folder, batch)
+    # What was there before stays until what is written was read back and is right.
+    with atomic_folder(folder, obsolete=is_weight_file) as staging:
+        plain.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        compare_with_folder(plain, state, staging, batch)
 
 
 @torch.no_grad()

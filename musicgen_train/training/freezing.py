@@ -41,8 +41,6 @@ class FreezeSettings:
     """Where given, nothing else is trained."""
 
     def __post_init__(self) -> None:
-        require_list("freeze", self.freeze)
-        require_list("train_only", self.train_only)
         if self.freeze and self.train_only:
             raise ValueError("freeze and train_only are both given; use one of them")
 
@@ -59,16 +57,6 @@ class FreezeSettings:
             return (not only or any(group(name) for group in only)) and not any(group(name) for group in frozen)
 
         return trained
-
-
-def require_list(setting: str, value: object) -> None:
-    """Refuse a name where a list of names is expected.
-
-    Raises:
-        ValueError: it is a text.
-    """
-    if isinstance(value, str):
-        raise ValueError(f"{setting}={value} is no list; write {setting}=[{value}]")
 
 
 def group_of(group: str, num_layers: int, setting: str) -> InGroup:

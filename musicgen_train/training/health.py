@@ -45,7 +45,7 @@ class HealthSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"health.{name} is {getattr(self, name)}; it must be 1 or more steps")
         if self.spike_threshold <= 0:
-            raise ValueError(f"health.spike_threshold is {self.spike_threshold}; it must be above 0")
+            raise ValueError(f"health.spike_threshold is {self.spike_threshold:g}; it must be above 0")
         if self.spike_window < _FEWEST_LOSSES:
             raise ValueError(f"health.spike_window is {self.spike_window}; it must be {_FEWEST_LOSSES} or more steps")
 
@@ -86,6 +86,16 @@ class NotFinite:
         return f"{what}; clips: {_some(self.clips, 8) if self.clips else 'unknown'}"
 
 
+@dataclass(frozen=True)
+class SpikeScore:
+    """A loss beside those before it."""
+
+    deviations: float
+    """How many robust standard deviations it is above their median; 0 while there are too few."""
+    usual: float
+    """Their median; the loss itself where there is none before it."""
+
+
 class LossSpikes:
     """How far the loss of a step is above those before it, in robust standard deviations.
 
@@ -99,15 +109,15 @@ class LossSpikes:
     def __init__(self, window: int) -> None:
         self.losses: deque[float] = deque(maxlen=window)
 
-    def score(self, loss: float) -> float:
-        """Of a loss among those before it, which it then belongs to; 0 while there are too few."""
-        score = 0.0
+    def score(self, loss: float) -> SpikeScore:
+        """Of a loss among those before it, which it then belongs to."""
+        median = statistics.median(self.losses or [loss])
+        deviations = 0.0
         if len(self.losses) >= _FEWEST_LOSSES:
-            median = statistics.median(self.losses)
             deviation = _DEVIATIONS * statistics.median(abs(value - median) for value in self.losses)
-            score = (loss - median) / max(deviation, _SMALLEST_DEVIATION)
+            deviations = (loss - median) / max(deviation, _SMALLEST_DEVIATION)
         self.losses.append(loss)
-        return score
+        return SpikeScore(deviations, median)
 
 
 class Health:
@@ -124,20 +134,19 @@ class Health:
         self._in_spike = False
         self._highest = 0.0
 
-    def kept(self, loss: float) -> bool:
-        """Take note of a step that is made, and say whether a spike begins with it."""
+    def kept(self, loss: float) -> SpikeScore | None:
+        """Take note of a step that is made; its score if a spike begins with it."""
         self.in_a_row = 0
         score = self._spikes.score(loss)
-        self._highest = max(self._highest, score)
-        was, self._in_spike = self._in_spike, score > self.settings.spike_threshold
-        return self._in_spike and not was
+        self._highest = max(self._highest, score.deviations)
+        was, self._in_spike = self._in_spike, score.deviations > self.settings.spike_threshold
+        return score if self._in_spike and not was else None
 
-    def report_spike(self, step: int, loss: float, clips: list[str]) -> None:
+    def report_spike(self, step: int, loss: float, score: SpikeScore, clips: list[str]) -> None:
         """Print a line about a spike."""
-        usual = statistics.median(self._spikes.losses)
         _say(
-            f"step {step}: the loss is {loss:.3f}, {self._highest:.0f} standard deviations above the usual "
-            f"{usual:.3f}; clips: {_some(clips, 8) if clips else 'unknown'}"
+            f"step {step}: the loss is {loss:.3f}, {score.deviations:.0f} standard deviations above the usual "
+            f"{score.usual:.3f}; clips: {_some(clips, 8) if clips else 'unknown'}"
         )
 
     def skip(self, step: int, found: NotFinite) -> None:

@@ -58,12 +58,14 @@ class LastCheckpoint(lightning.Callback):
             finally:
                 self._between_steps = False
         if stop:
-            _say_how_to_go_on(self._signals.received, trainer.global_step, self._path)
-            raise RunStopped(trainer.global_rank)
+            self._stop(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.global_step > self._saved_step:
             self._save(trainer)
+        # Asked during the last step: what comes after it takes a while, too, and a resumed run does it.
+        if self._ranks_agree(trainer):
+            self._stop(trainer)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -107,6 +109,10 @@ class LastCheckpoint(lightning.Callback):
         trainer.save_checkpoint(self._path)
         self._saved_step = trainer.global_step
         self._require_saved(trainer)
+
+    def _stop(self, trainer: lightning.Trainer) -> None:
+        _say_how_to_go_on(self._signals.received, trainer.global_step, self._path)
+        raise RunStopped(trainer.global_rank)
 
     def _ranks_agree(self, trainer: lightning.Trainer) -> bool:
         """Whether any rank was asked to stop.

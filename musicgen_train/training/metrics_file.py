@@ -15,10 +15,9 @@ from lightning.pytorch.loggers.logger import Logger
 
 from musicgen_train.training.checkpoint_files import write_text_atomically
 from musicgen_train.training.health import NAMES as HEALTH_NAMES
+from musicgen_train.training.run_folder import METRICS_NAME
 from musicgen_train.training.scores import metric_names
 from musicgen_train.training.speed import NAMES as SPEED_NAMES
-
-METRICS_NAME = "metrics.csv"
 
 
 def columns(num_codebooks: int, losses: Iterable[str] = ()) -> list[str]:
@@ -103,3 +102,12 @@ def _whole_rows(path: Path) -> list[dict[str, str]]:
     """All rows but one that was cut off, as on a full disk."""
     whole, newline, _ = path.read_bytes().decode("utf-8", errors="replace").rpartition("\n")
     return list(csv.DictReader(io.StringIO(whole + newline, newline="")))
+
+
+def numbers_at(path: Path, step: int) -> dict[str, float]:
+    """The latest value of each column up to a step; empty where nothing was logged."""
+    found: dict[str, float] = {}
+    for row in _whole_rows(path) if path.is_file() else []:
+        if int(row["step"]) <= step:
+            found |= {name: float(value) for name, value in row.items() if value}
+    return found

@@ -174,9 +174,10 @@ class MusicgenTraining(lightning.LightningModule):
             return
         for part in parts:
             self._since_log = part.scores if self._since_log is None else self._since_log + part.scores
-        if self.health.kept(loss):
+        spike = self.health.kept(loss)
+        if spike is not None:
             clips = [clip for held in from_all_ranks(self._clip_names(parts)) for clip in held]
-            self.health.report_spike(self.global_step + 1, loss, clips)
+            self.health.report_spike(self.global_step + 1, loss, spike, clips)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:

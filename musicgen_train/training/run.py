@@ -3,90 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from musicgen_train.data.datamodule import DataSettings, LatentDataModule
-from musicgen_train.data.position import MicroBatchPosition
-from musicgen_train.hub.folder import read_json
-from musicgen_train.training.adapter_files import adapter_card, save_adapter
-from musicgen_train.training.adapters import AdapterRecord, AdapterSettings, keep_only_adapter_in_state
-from musicgen_train.training.checkpoint_files import AtomicCheckpointIO, read_plain, write_text_atomically
-from musicgen_train.training.checks import CheckSettings, run_checks
+from musicgen_train.data.datamodule import LatentDataModule
+from musicgen_train.training.adapters import AdapterRecord, keep_only_adapter_in_state
+from musicgen_train.training.checkpoint_files import read_plain, write_text_atomically
+from musicgen_train.training.checks import run_checks
+from musicgen_train.training.console import say
 from musicgen_train.training.ema import EMA
-from musicgen_train.training.export import export_composite, model_card
+from musicgen_train.training.end import end_again, export, say_if_stopped_early, validate_at_the_end
 from musicgen_train.training.fine_tuning import adapter_entry, choose_parameters
-from musicgen_train.training.freezing import FreezeSettings
-from musicgen_train.training.health import HealthSettings
-from musicgen_train.training.last_checkpoint import LastCheckpoint
+from musicgen_train.training.loggers import close_loggers, require_account
 from musicgen_train.training.memory import MemoryWatch, ModelMemory, Step
-from musicgen_train.training.metrics_file import MetricsFile, columns
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.optimizers import require_available
 from musicgen_train.training.precision import resolve_precision
-from musicgen_train.training.provenance import StartRecord, provenance, write_provenance
+from musicgen_train.training.provenance import provenance, write_provenance
 from musicgen_train.training.resume_checks import require_same_run
 from musicgen_train.training.run_folder import (
-    ADAPTER_FOLDER,
-    BEST_CHECKPOINT,
-    CHECKPOINTS_FOLDER,
     CHECKS_FOLDER,
     COMPOSITE_FOLDER,
     CONFIG_NAME,
-    PROVENANCE_NAME,
-    SAMPLES_FOLDER,
     Opened,
     make_ready,
     open_run,
-    wandb_id,
 )
-from musicgen_train.training.samples import SamplePrompts, SampleSettings
-from musicgen_train.training.schedule import ScheduleSettings
-from musicgen_train.training.sharding import ShardedTraining, whole_composite
-from musicgen_train.training.speed import Speed, peak_memory_mb
-from musicgen_train.training.start import ModelSettings, Start, load_start
-
-
-@dataclass(kw_only=True)
-class RunSettings:
-    """A run's settings, but for the objects that Hydra makes: optimizer, trainer, callbacks, loggers."""
-
-    init_from: str
-    encoders: str | None
-    output: Path
-    resume: str | None
-    seed: int
-    validate_every: int
-    export_weights: str
-    max_steps: int
-    data: DataSettings
-    model: ModelSettings
-    schedule: ScheduleSettings
-    samples: SampleSettings
-    checks: CheckSettings
-    health: HealthSettings
-    freezing: FreezeSettings
-    adapter: AdapterSettings | None
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"trainer.max_steps is {self.max_steps}; it must be 1 or more optimizer steps")
-        if self.validate_every < 1:
-            raise ValueError(f"validate_every is {self.validate_every}; it must be 1 or more optimizer steps")
-        if self.export_weights not in ("last", "best"):
-            raise ValueError(f"export.weights is {self.export_weights!r}; allowed are last, best")
+from musicgen_train.training.settings import RunSettings, read_settings
+from musicgen_train.training.sharding import ShardedTraining
+from musicgen_train.training.start import Start, load_start
+from musicgen_train.training.trainer import (
+    configured_loggers,
+    is_over,
+    make_callbacks,
+    make_trainer,
+    quiet_lightning,
+    require_best,
+    require_whole_weights,
+    shards_weights,
+    world_size,
+)
 
 
 @dataclass
@@ -103,7 +65,10 @@ def run(cfg: DictConfig) -> Run:
     """Train as `configs/train.yaml` says: check, fit, export."""
     settings = read_settings(cfg)
     require_available(instantiate(cfg.optimizer))
-    require_whole_weights(cfg)
+    callbacks = make_callbacks(cfg)
+    require_whole_weights(cfg, callbacks)
+    require_account(configured_loggers(cfg))
+    cfg.trainer.max_steps = settings.max_steps  # a whole number, also where 1e5 was given
     # Saved as it turned out on this machine, not as `auto`.
     cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
@@ -111,10 +76,13 @@ def run(cfg: DictConfig) -> Run:
     data = LatentDataModule(
         settings.data, seed=settings.seed, total_steps=settings.max_steps, world_size=world_size(cfg)
     )
-    if settings.export_weights == "best" and data.validation_clips is None:
-        raise ValueError("export.weights=best needs a validation split, and data.validation_clips above 0")
+    if settings.export.weights == "best":
+        require_best(callbacks, data)
     opened = open_run_of_rank(settings)
     checkpoint = opened.checkpoint
+    content = None if checkpoint is None else read_plain(checkpoint)
+    resumed_step = None if content is None else int(content["global_step"])
+    over = content is not None and is_over(callbacks, content, settings.max_steps)
     start = load_start(
         settings.init_from, settings.encoders, settings.model, data.manifest, settings.data.parts[0].path, settings.seed
     )
@@ -123,11 +91,11 @@ def run(cfg: DictConfig) -> Run:
     )
     if checkpoint is not None:
         require_same_run(checkpoint, start.composite.decoder.config, data)
-    prepare_folder(settings.output, opened)
+    prepare_folder(settings.output, opened, goes_on_from=None if over else resumed_step)
     origin = provenance(data, init_from=settings.init_from, encoders=str(start.encoders), seed=settings.seed)
     write_records(cfg, origin, settings.output)
     module = make_module(cfg, settings, start, adapter)
-    trainer = make_trainer(cfg, settings, start, data, checkpoint)
+    trainer = make_trainer(cfg, settings, start, data, callbacks, resumed_step)
 
     describe(settings, module, data, trainer)
     memory = watch_memory(cfg, settings, start, module, data, trainer, adapter)
@@ -137,48 +105,37 @@ def run(cfg: DictConfig) -> Run:
     if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if checkpoint is not None and step_of(checkpoint) >= settings.max_steps:
+    if resumed_step is not None and resumed_step >= settings.max_steps:
         end_again(trainer, module)
     for line in memory.report() if memory else []:
         say(line)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message is not None:
-            say(f"stopped early, after step {trainer.global_step}: {callback.stopping_reason_message}")
+    say_if_stopped_early(trainer, settings.max_steps)
     validate_at_the_end(trainer, module, data, settings)
-    config = (settings.output / CONFIG_NAME).read_text(encoding="utf-8")
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    origin = read_json(settings.output / PROVENANCE_NAME)
-    export(trainer, settings, start, data, adapter, model_card(origin, config, metrics, trainer.global_step))
-    close_loggers(trainer)
+    export(trainer, settings, start, data, adapter, callbacks)
+    close_loggers(trainer.loggers)
     return Run(settings.output / COMPOSITE_FOLDER, module, data, trainer)
 
 
-def read_settings(cfg: DictConfig) -> RunSettings:
-    """The config's plain values as dataclasses.
+def open_run_of_rank(settings: RunSettings) -> Opened:
+    """See `run_folder.open_run`; the other ranks may come to a folder that the first has already made."""
+    # Lightning keeps the rank there, read from what torchrun, SLURM or its own launcher has set.
+    if getattr(rank_zero_only, "rank", 0) == 0 or settings.resume is not None:
+        return open_run(settings.output, settings.resume)
+    return Opened(None)
 
-    Raises:
-        ValueError: a value is not allowed.
-        MissingMandatoryValue: one is not given.
-    """
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return RunSettings(
-        init_from=plain["init_from"],
-        encoders=plain["encoders"],
-        output=Path(plain["output"]).expanduser(),
-        resume=plain["resume"],
-        seed=plain["seed"],
-        validate_every=plain["validate_every"],
-        export_weights=plain["export"]["weights"],
-        max_steps=plain["trainer"]["max_steps"],
-        data=DataSettings(**plain["data"]),
-        model=ModelSettings(**plain["model"]),
-        schedule=ScheduleSettings(**plain["schedule"]),
-        samples=SampleSettings(**plain["samples"]),
-        checks=CheckSettings(**plain["checks"]),
-        health=HealthSettings(**plain["health"]),
-        freezing=FreezeSettings(freeze=plain["freeze"], train_only=plain["train_only"]),
-        adapter=AdapterSettings(**plain["adapter"]) if plain.get("adapter") else None,
-    )
+
+@rank_zero_only
+def prepare_folder(output: Path, opened: Opened, goes_on_from: int | None) -> None:
+    """Make the run's folder, and say what became of what is in it; see `run_folder.make_ready`."""
+    for line in make_ready(output, opened, goes_on_from):
+        say(line)
+
+
+@rank_zero_only
+def write_records(cfg: DictConfig, origin: dict[str, Any], output: Path) -> None:
+    """Write what decides the run's numbers, before the first of them; the config last, which makes it a run."""
+    write_provenance(output, origin)
+    write_text_atomically(output / CONFIG_NAME, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def make_module(
@@ -200,114 +157,6 @@ def make_module(
     if adapter is not None:
         keep_only_adapter_in_state(module)
     return module
-
-
-def shards_weights(strategy: Any) -> bool:
-    """Whether the strategy of the config divides the weights among devices."""
-    return OmegaConf.is_dict(strategy) and issubclass(get_class(strategy["_target_"]), ModelParallelStrategy)
-
-
-def require_whole_weights(cfg: DictConfig) -> None:
-    """Refuse what needs all weights on each device, where the strategy divides them."""
-    averages = any(issubclass(get_class(callback["_target_"]), WeightAveraging) for callback in cfg.callbacks.values())
-    if shards_weights(cfg.trainer.strategy) and (averages or cfg.get("adapter")):
-        what = "an adapter" if cfg.get("adapter") else "callbacks=ema"
-        raise ValueError(f"{what} needs whole weights on each device, which trainer=fsdp divides; use trainer=ddp")
-
-
-def make_trainer(
-    cfg: DictConfig, settings: RunSettings, start: Start, data: LatentDataModule, checkpoint: Path | None
-) -> lightning.Trainer:
-    """Lightning's trainer, with the callbacks and loggers that every run has before those of the config."""
-    configured = [instantiate(callback) for callback in cfg.callbacks.values()]
-    # Saving comes first: it is no part of the time that a step takes, and what others do at the end comes after it.
-    callbacks: list[lightning.Callback] = [callback for callback in configured if isinstance(callback, LastCheckpoint)]
-    # An average is brought up to date before it is sampled.
-    callbacks += [callback for callback in configured if isinstance(callback, WeightAveraging)]
-    callbacks += [Speed(), MicroBatchPosition(data.accumulate), StartRecord(settings.output)]
-    if settings.samples.every and settings.samples.prompts:
-        folder = settings.output / SAMPLES_FOLDER
-        callbacks.append(SamplePrompts(settings.samples, start.composite, start.processor, folder))
-    callbacks += [callback for callback in configured if callback not in callbacks]
-    arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
-    if data.validation_clips is None:
-        arguments["limit_val_batches"] = 0
-        callbacks = [callback for callback in callbacks if not needs_validation(callback)]
-    resumed_step = None if checkpoint is None else step_of(checkpoint)
-    names = columns(data.manifest.num_codebooks, data.validation_losses.values())
-    metrics = MetricsFile(settings.output, names, resumed_step)
-    validate_every = min(settings.validate_every, settings.max_steps)
-    return instantiate(
-        arguments,
-        callbacks=callbacks,
-        logger=[metrics, *(make_logger(logger, settings.output) for logger in cfg.logger.values())],
-        plugins=[AtomicCheckpointIO(ranks_wait=world_size(cfg) > 1)],
-        # Lightning would add one of its own where there is none.
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        accumulate_grad_batches=data.accumulate,
-        # The whole run is one epoch of the loader: passes over the data begin and end within it.
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        val_check_interval=validate_every * data.accumulate,
-        # The checks before fit look at more than it would.
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=str(settings.output),
-        enable_model_summary=False,
-        _convert_="all",
-    )
-
-
-def world_size(cfg: DictConfig) -> int:
-    """How many devices train, over all nodes."""
-    accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
-    if OmegaConf.is_list(devices):
-        per_node = len(devices)
-    elif str(devices) in ("auto", "-1"):
-        per_node = max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
-    else:
-        per_node = int(devices)
-    return per_node * int(cfg.trainer.num_nodes)
-
-
-def needs_validation(callback: lightning.Callback) -> bool:
-    """Whether a callback watches a number that only validation gives."""
-    watches = isinstance(callback, ModelCheckpoint | EarlyStopping)
-    return watches and str(callback.monitor).startswith("val/")  # type: ignore[attr-defined]
-
-
-def make_logger(config: DictConfig, output: Path) -> Logger:
-    """A logger of the config; one of wandb goes on with the run that the folder has had before."""
-    if issubclass(get_class(config["_target_"]), WandbLogger) and config.get("id") is None:
-        return instantiate(config, id=wandb_id(output))
-    return instantiate(config)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step at which a checkpoint was saved."""
-    return int(read_plain(checkpoint)["global_step"])
-
-
-def open_run_of_rank(settings: RunSettings) -> Opened:
-    """See `run_folder.open_run`; the other ranks may come to a folder that the first has already made."""
-    # Lightning keeps the rank there, read from what torchrun, SLURM or its own launcher has set.
-    if getattr(rank_zero_only, "rank", 0) == 0 or settings.resume is not None:
-        return open_run(settings.output, settings.resume)
-    return Opened(None)
-
-
-@rank_zero_only
-def prepare_folder(output: Path, opened: Opened) -> None:
-    """Make the run's folder, and say what became of checkpoints that cannot be used."""
-    for line in make_ready(output, opened):
-        say(line)
-
-
-@rank_zero_only
-def write_records(cfg: DictConfig, origin: dict[str, Any], output: Path) -> None:
-    """Write what decides the run's numbers, before the first of them; the config last, which makes it a run."""
-    write_provenance(output, origin)
-    write_text_atomically(output / CONFIG_NAME, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def describe(
@@ -364,92 +213,3 @@ def watch_memory(
         world_size=trainer.world_size,
     )
     return MemoryWatch(memory, step, device)
-
-
-def end_again(trainer: lightning.Trainer, module: MusicgenTraining) -> None:
-    """Do what a run that was killed after its last step has not come to: samples, and the average in place of weights.
-
-    Lightning does nothing where there is no step left to make.
-    """
-    module.to(trainer.strategy.root_device)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging | SamplePrompts):
-            callback.on_train_end(trainer, module)
-
-
-def validate_at_the_end(
-    trainer: lightning.Trainer, module: MusicgenTraining, data: LatentDataModule, settings: RunSettings
-) -> None:
-    """Validate the final weights, where the run's length is no multiple of `validate_every`."""
-    if data.validation_clips is not None and trainer.global_step % min(settings.validate_every, settings.max_steps):
-        trainer.validate(module, datamodule=data, verbose=False)
-
-
-def export(
-    trainer: lightning.Trainer,
-    settings: RunSettings,
-    start: Start,
-    data: LatentDataModule,
-    adapter: AdapterRecord | None,
-    card: str,
-) -> None:
-    """Write the composite with the weights that were asked for, and say where everything is."""
-    best = settings.output / CHECKPOINTS_FOLDER / BEST_CHECKPOINT
-    # Where the weights are divided among devices, all ranks have to take part in putting them together.
-    last = trainer.strategy.lightning_module_state_dict()
-    if trainer.is_global_zero:
-        peak = peak_memory_mb(trainer.strategy.root_device)
-        trained = weights_of(best) if settings.export_weights == "best" else last
-        folder = settings.output / COMPOSITE_FOLDER
-        probe = data.probe(frames=50)
-        composite = start.composite
-        if isinstance(trainer.lightning_module, ShardedTraining):
-            composite = whole_composite(composite, last, torch.device("cpu"))
-        export_composite(composite.cpu(), start.processor, folder, batch=probe, trained=trained, card=card)
-        if adapter is not None:
-            save_adapter(start.composite, adapter, settings.output / ADAPTER_FOLDER, adapter_card(adapter, card))
-            say(f"the adapter alone, which belongs to {adapter.base}: {settings.output / ADAPTER_FOLDER}")
-        say(f"done: {trainer.global_step} steps; peak memory {peak:.0f} MiB; numbers and samples in {settings.output}")
-        say(f"the trained model, read back and compared: {folder}")
-    trainer.strategy.barrier("export")
-
-
-@rank_zero_only
-def close_loggers(trainer: lightning.Trainer) -> None:
-    """Wait until all that was logged is written; wandb does it beside the run, and Lightning leaves it open."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
-
-
-def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Decoder and projection of a checkpoint."""
-    return dict(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
-
-
-def quiet_lightning() -> None:
-    """Turn off what Lightning says that does not hold here, or that the run says itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        # Few processes are enough: reading a clip takes microseconds, and waiting is measured (data_wait).
-        ".*does not have many workers which may be a bottleneck.*",
-        # A resumed run goes on in its own folder.
-        "Checkpoint directory .* exists and is not empty.*",
-        # Short runs, such as tries, have fewer steps than lie between two rows of metrics.csv.
-        ".*is smaller than the logging interval.*",
-        # Sums and counts were added up over ranks before.
-        "It is recommended to use .*sync_dist=True.*",
-        # Lightning's own use of torch.
-        ".*isinstance.treespec, LeafSpec.. is deprecated.*",
-        # With 16-mixed, a first step that overflows is left out and the schedule goes on.
-        "Detected call of .lr_scheduler.step.. before .optimizer.step...*",
-        # The CPU was asked for.
-        "GPU available but not used.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, once per run."""
-    print(line, flush=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.provenance.record import PATCH_PREFIX
@@ -17,11 +15,11 @@ from musicgen_train.training.checkpoint_files import (
     damage,
     newest_intact,
     remove_partial,
-    write_text_atomically,
 )
 
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
+METRICS_NAME = "metrics.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 PREVIOUS_CHECKPOINT = "previous.ckpt"
@@ -30,7 +28,6 @@ COMPOSITE_FOLDER = "composite"
 ADAPTER_FOLDER = "adapter"
 SAMPLES_FOLDER = "samples"
 CHECKS_FOLDER = "checks"
-WANDB_ID_NAME = "wandb_run_id.txt"
 
 AUTO = "auto"
 
@@ -70,7 +67,8 @@ def open_run(output: Path, resume: str | None) -> Opened:
 
     Args:
         output: the run's folder.
-        resume: None for a new run; `auto` to go on with the one in `output` if there is one; or a checkpoint's path.
+        resume: None for a new run; `auto` to go on with the one in `output` if there is one; or the path of a
+            checkpoint, or of a run, whose newest is meant.
 
     Raises:
         FileExistsError: `output` holds something that would be lost or mixed.
@@ -88,7 +86,7 @@ def open_run(output: Path, resume: str | None) -> Opened:
     if resume == AUTO:
         return _newest(output)
     if resume is not None:
-        return Opened(_given(Path(resume).expanduser(), output))
+        return _given(Path(resume).expanduser())
     if is_run(output):
         raise FileExistsError(
             f"output={output} holds a run already; add resume=auto to go on with it, or choose another folder"
@@ -96,8 +94,14 @@ def open_run(output: Path, resume: str | None) -> Opened:
     return Opened(None)
 
 
-def make_ready(output: Path, opened: Opened) -> list[str]:
+def make_ready(output: Path, opened: Opened, goes_on_from: int | None = None) -> list[str]:
     """Make a run's folder, and put away what cannot be used. For one process only.
+
+    Args:
+        output: the run's folder.
+        opened: what was found in it.
+        goes_on_from: the step after which training goes on. What an earlier end of the run has exported is then put
+            aside: it is no longer what the run has come to.
 
     Returns:
         What was found, a line each.
@@ -115,6 +119,8 @@ def make_ready(output: Path, opened: Opened) -> list[str]:
             aside = damaged.path.with_name(damaged.path.name + DAMAGED)
             damaged.path.replace(aside)
             lines.append(f"warning: {damaged}; it is now {aside.name}, and the run goes on from {opened.checkpoint}")
+        if goes_on_from is not None:
+            lines += _put_aside_exports(output, goes_on_from)
     except OSError as error:
         raise OSError(
             f"output={output} cannot be written ({error.strerror}); choose a folder where you may write"
@@ -122,13 +128,16 @@ def make_ready(output: Path, opened: Opened) -> list[str]:
     return lines
 
 
-@rank_zero_only
-def wandb_id(run: Path) -> str:
-    """The id under which Weights & Biases knows a run: the same each time it goes on."""
-    kept = run / WANDB_ID_NAME
-    if not kept.is_file():
-        write_text_atomically(kept, secrets.token_hex(4))
-    return kept.read_text(encoding="utf-8").strip()
+def _put_aside_exports(output: Path, step: int) -> list[str]:
+    lines = []
+    for name in (COMPOSITE_FOLDER, ADAPTER_FOLDER):
+        if not (output / name).exists():
+            continue
+        names = (f"{name}-before-step-{step + 1}" + (f".{number}" if number else "") for number in itertools.count())
+        aside = next(output / each for each in names if not (output / each).exists())
+        (output / name).rename(aside)
+        lines.append(f"{output / name} of the run's earlier end is now {aside.name}: the run goes on")
+    return lines
 
 
 def _newest(run: Path) -> Opened:
@@ -141,15 +150,23 @@ def _newest(run: Path) -> Opened:
     return Opened(checkpoint, damaged)
 
 
-def _given(checkpoint: Path, output: Path) -> Path:
+def _given(checkpoint: Path) -> Opened:
     if not checkpoint.exists():
         raise FileNotFoundError(f"resume={checkpoint}: there is no such checkpoint")
+    if checkpoint.is_dir():
+        return Opened(_newest_of_run(checkpoint))
     reason = damage(checkpoint)
     if reason is not None:
         others, _ = newest_intact(checkpoint.parent, prefer=LAST_CHECKPOINT)
         remedy = f"the newest beside it that is intact is {others}" if others else "none beside it is intact"
         raise CheckpointError(f"resume={checkpoint} {reason}; {remedy}")
-    return checkpoint
+    return Opened(checkpoint)
+
+
+def _newest_of_run(folder: Path) -> Path:
+    if not is_run(folder):
+        raise FileNotFoundError(f"resume={folder} is a folder and no run; give auto, a checkpoint, or a run's folder")
+    return find_checkpoint(folder)
 
 
 def _names(folder: Path) -> list[str]:

@@ -39,7 +39,13 @@ class SampleSettings:
         if self.every < 0:
             raise ValueError(f"samples.every is {self.every}; it must be a number of steps, or 0 for no samples")
         if self.seconds <= 0:
-            raise ValueError(f"samples.seconds is {self.seconds}; it must be above 0")
+            raise ValueError(f"samples.seconds is {self.seconds:g}; it must be above 0")
+        if self.temperature <= 0:
+            raise ValueError(f"samples.temperature is {self.temperature:g}; it must be above 0. top_k=1 is greedy")
+        if self.top_k < 0:
+            raise ValueError(f"samples.top_k is {self.top_k}; it must be 1 or more, or 0 to draw among all codes")
+        if self.guidance_scale < 1:
+            raise ValueError(f"samples.guidance_scale is {self.guidance_scale:g}; it must be 1 (none) or more")
 
 
 class SamplePrompts(lightning.Callback):

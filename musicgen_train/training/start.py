@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from musicgen_train.convert.stereo import expand_to_stereo
-from musicgen_train.hub.folder import CONFIG_NAME
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.fingerprint import fingerprint
 from musicgen_train.latents.manifest import Manifest
@@ -21,11 +20,12 @@ from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.initialization import initialize_like_audiocraft
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
+from musicgen_train.models.pretrained import check_state_dict
 from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
-from musicgen_train.training.adapter_files import is_adapter, read_adapter
+from musicgen_train.training.adapter_files import read_adapter
 from musicgen_train.training.adapters import (
     ADAPTER_KEY,
     AdapterRecord,
@@ -35,8 +35,8 @@ from musicgen_train.training.adapters import (
     merged_state,
 )
 from musicgen_train.training.checkpoint_files import load_plain
+from musicgen_train.training.model_source import find_model
 from musicgen_train.training.module import CHECKPOINT_KEY
-from musicgen_train.training.run_folder import COMPOSITE_FOLDER, find_checkpoint, is_run
 
 SCRATCH = "scratch"
 
@@ -164,24 +164,46 @@ def _from_scratch(architecture: dict[str, Any], manifest: Manifest) -> TrainedPa
 
 
 def _trained_parts(init_from: str) -> TrainedParts:
-    path = Path(init_from).expanduser()
-    if path.is_file():
-        return read_checkpoint(path)
-    if is_adapter(path):
-        return with_adapter(*read_adapter(path), str(path))
-    if is_run(path):
-        composite = path / COMPOSITE_FOLDER
-        if not (composite / CONFIG_NAME).is_file():
-            return read_checkpoint(find_checkpoint(path))
-        init_from = str(composite)
-    config = AutoConfig.from_pretrained(init_from)
+    source = find_model(init_from, "init_from")
+    if source.checkpoint is not None:
+        return read_checkpoint(source.checkpoint)
+    if source.adapter is not None:
+        return with_adapter(*read_adapter(source.adapter), str(source.adapter))
+    assert source.folder is not None
+    config = AutoConfig.from_pretrained(source.folder)
     if isinstance(config, MusicgenDecoderConfig):
-        return TrainedParts(MusicgenForCausalLM.from_pretrained(init_from), None, None)
+        return TrainedParts(MusicgenForCausalLM.from_pretrained(source.folder), None, None)
     if not isinstance(config, MusicgenConfig):
         raise ValueError(f"{init_from} is of type {config.model_type}; init_from takes a musicgen or its decoder")
-    model = MusicgenForConditionalGeneration.from_pretrained(init_from)
+    model = MusicgenForConditionalGeneration.from_pretrained(source.folder)
     projection = None if model.enc_to_dec_proj is None else model.enc_to_dec_proj.state_dict()
-    return TrainedParts(model.decoder, projection, Encoders(init_from, init_from))
+    return TrainedParts(model.decoder, projection, Encoders(source.folder, source.folder))
+
+
+def composite_of(trained: TrainedParts, encoders: Encoders, what: str) -> MusicgenForConditionalGeneration:
+    """A trained decoder and projection between their encoders, in eval mode.
+
+    Args:
+        trained: the decoder and projection.
+        encoders: where the encoders are.
+        what: where the trained parts came from, for errors.
+
+    Raises:
+        FileNotFoundError: an encoder is not there.
+        CheckpointError: an encoder is damaged, or the projection is not for its width.
+    """
+    model = MusicgenForConditionalGeneration(
+        text_encoder=T5EncoderModel.from_pretrained(encoders.text),
+        audio_encoder=EncodecModel.from_pretrained(encoders.audio),
+        decoder=trained.decoder,
+    )
+    expected = {} if model.enc_to_dec_proj is None else model.enc_to_dec_proj.state_dict()
+    found = trained.projection or {}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    check_state_dict(expected, shapes, f"the text projection of {what} does not fit its text encoder")
+    if model.enc_to_dec_proj is not None:
+        model.enc_to_dec_proj.load_state_dict(found)
+    return model.eval()
 
 
 def read_checkpoint(path: Path) -> TrainedParts:

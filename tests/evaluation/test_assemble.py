@@ -8,9 +8,15 @@ import pytest
 import torch
 from tiny_world import World, make_composite, save_composite
 
-from musicgen_train.evaluation.assemble import ModelSource, check_encoders, find_model, load_model
+from musicgen_train.evaluation.assemble import check_encoders, load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
+from musicgen_train.training import model_source
+from musicgen_train.training.model_source import ModelSource
+
+
+def find_model(name: str) -> ModelSource:
+    return model_source.find_model(name, "model")
 
 
 def state_of(source: ModelSource) -> dict[str, torch.Tensor]:
@@ -19,7 +25,7 @@ def state_of(source: ModelSource) -> dict[str, torch.Tensor]:
 
 def test_a_hub_folder(world: World) -> None:
     source = find_model(str(world.composite))
-    assert source == ModelSource(composite=str(world.composite))
+    assert source == ModelSource(folder=str(world.composite))
     assert source.metrics is None
     for name, value in state_of(source).items():
         assert torch.equal(value, world.model.state_dict()[name]), name
@@ -27,7 +33,7 @@ def test_a_hub_folder(world: World) -> None:
 
 def test_a_run(training_run: Path) -> None:
     source = find_model(str(training_run))
-    assert source == ModelSource(composite=str(training_run / "composite"), run=training_run)
+    assert source == ModelSource(folder=str(training_run / "composite"), run=training_run)
     assert source.metrics == training_run / "metrics.csv"
     assert find_model(str(training_run / "composite")) == source
 

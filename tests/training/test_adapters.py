@@ -18,10 +18,12 @@ from tiny_latents import ClipSpec, write_composite, write_latents
 from tiny_run import QUICK, RunWith, compose
 
 from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
+from musicgen_train.evaluation.assemble import load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training.adapted import load_adapted, merge_adapter
 from musicgen_train.training.adapter_files import read_adapter
 from musicgen_train.training.adapters import AdapterSettings, modules_pattern
+from musicgen_train.training.model_source import ModelSource, find_model
 from musicgen_train.training.run import Run, run
 
 # A large step, so that a few of them change the output well beyond rounding.
@@ -167,6 +169,26 @@ def test_the_folder_in_python_and_merged(adapted: Run, folder: Path, composite: 
     )
 
 
+def test_it_is_found_by_whoever_reads_a_model(adapted: Run, folder: Path) -> None:
+    source = find_model(str(folder / "adapter"), "model")
+    assert source == ModelSource(adapter=folder / "adapter", run=folder)
+    assert source.metrics == folder / "metrics.csv"
+    found = load_model(source)
+    assert found.text_encoder == adapted.data.manifest.text_encoder.fingerprint
+    assert_close(logits(found.model), logits(MusicgenForConditionalGeneration.from_pretrained(adapted.composite)))
+
+
+def test_a_merged_folder_that_is_read_back_otherwise_replaces_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_adapter(folder / "adapter", tmp_path / "merged")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
+    monkeypatch.setattr(torch, "equal", lambda *_: False)
+    with pytest.raises(CheckpointError, match=r"merged would be read back with other tensors .*left as it was"):
+        merge_adapter(folder / "adapter", tmp_path / "merged")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()} == before
+
+
 @pytest.fixture
 def other_base(tmp_path: Path) -> Path:
     """A model of the same shapes, one of whose numbers differs."""
@@ -236,7 +258,7 @@ def test_freezing_leaves_modules_without_an_adapter(run_with: RunWith, composite
         (["adapter.alpha=0"], r"adapter\.alpha is 0; it must be above 0"),
         (["adapter.dropout=1"], r"adapter\.dropout is 1"),
         (["adapter.targets=[]"], r"adapter\.targets is empty"),
-        (["adapter.targets=heads"], r"adapter\.targets=heads is no list; write adapter\.targets=\[heads\]"),
+        (["adapter.targets=heads"], r"adapter\.targets is 'heads'; expected a list, as in \[heads\]"),
         (["adapter.targets=[norms]"], r"names norms, which have no matrix"),
         (["adapter.targets=[attention]"], r"the group 'attention', which there is not.*There are: embeddings, heads"),
         (["freeze=[self_attention,cross_attention,feed_forward]"], r"leaves nothing to train beside freeze"),

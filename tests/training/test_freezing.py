@@ -85,7 +85,7 @@ def test_what_is_frozen_stays_and_has_no_optimizer_state(
         (["train_only=[all]"], r"There are: embeddings, heads, self_attention, .*text_projection, and layers such as"),
         (["freeze=[layers.1-2]"], r"freeze names layers\.1-2, but the decoder has the layers 0 to 1"),
         (["freeze=[layers.1-0]"], r"freeze names layers\.1-0"),
-        (["freeze=heads"], r"freeze=heads is no list; write freeze=\[heads\]"),
+        (["freeze=heads"], r"freeze is 'heads'; expected a list, as in \[heads\]"),
         (["freeze=[norms]", "train_only=[heads]"], r"freeze and train_only are both given"),
         (["freeze=[layers.0-1,embeddings,heads,norms,text_projection]"], r"leave nothing to train"),
     ],

@@ -243,16 +243,22 @@ def test_scores_of_spikes_by_numpy() -> None:
         if len(before) >= 20:
             median = np.median(before)
             expected = (loss - median) / (1.4826 * np.median(np.abs(before - median)))
-        assert spikes.score(loss) == pytest.approx(expected)
+        found = spikes.score(loss)
+        assert found.deviations == pytest.approx(expected)
+        assert found.usual == pytest.approx(np.median(before) if step else loss)
 
 
 def test_a_spike_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     health = Health(SETTINGS)
-    begins = [health.kept(loss) for loss in [*(2.0 + 0.01 * (step % 5) for step in range(25)), 3.0, 3.0, 2.0, 3.0]]
+    begins = [health.kept(loss) for loss in [*(2.0 + 0.01 * (step % 5) for step in range(25)), 3.0, 9.0, 2.0, 4.0]]
     assert [step for step, new in enumerate(begins) if new] == [25, 28]
-    health.report_spike(26, 3.0, ["row 3 of DATA (a.wav at 2 s)"])
+    first = begins[25]
+    assert first is not None
+    health.report_spike(26, 3.0, first, ["row 3 of DATA (a.wav at 2 s)"])
     printed = capsys.readouterr().err
-    assert printed.startswith("step 26: the loss is 3.000, ")
+    # Of 0, 1, 2, 3 and 4 hundredths above 2, five times each: the median is 2.02, the deviation 1.4826 * 0.01. Neither
+    # the higher loss after it nor the loss itself is in them.
+    assert printed.startswith("step 26: the loss is 3.000, 66 standard deviations above the usual 2.020;")
     assert printed.strip().endswith("; clips: row 3 of DATA (a.wav at 2 s)")
     assert health.metrics()["train/loss_spike"] > SETTINGS.spike_threshold
     assert health.metrics()["train/loss_spike"] == 0.0  # since the last row
@@ -260,7 +266,7 @@ def test_a_spike_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_losses_that_hardly_differ_are_no_spikes() -> None:
     health = Health(SETTINGS)
-    assert not any(health.kept(0.001 + 1e-6 * step**2) for step in range(60))
+    assert all(health.kept(0.001 + 1e-6 * step**2) is None for step in range(60))
 
 
 def test_spikes_of_a_run_are_those_of_its_losses(
@@ -277,7 +283,7 @@ def test_spikes_of_a_run_are_those_of_its_losses(
     run_with(tmp_path / "run", *steps, "callbacks.last.every_n_train_steps=100", "data.micro_batch_size=1")
     rows = [row for row in rows_of(tmp_path / "run") if row["train/loss"]]
     spikes, losses = LossSpikes(window=20), [float(row["train/loss"]) for row in rows]
-    expected = [max(0.0, spikes.score(loss)) for loss in losses]
+    expected = [max(0.0, spikes.score(loss).deviations) for loss in losses]
     assert [float(row["train/loss_spike"]) for row in rows] == pytest.approx(expected, rel=1e-2, abs=1e-2)
     began = [step for step in range(1, 34) if expected[step] > 0.5 >= expected[step - 1]]
     said = [line for line in capsys.readouterr().err.splitlines() if "standard deviations" in line]

@@ -230,9 +230,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_with: RunWith, tmp_path: Pa
     [
         ("trainer.max_steps=0", r"trainer\.max_steps is 0"),
         ("validate_every=0", "validate_every is 0"),
-        ("export.weights=first", r"export\.weights is 'first'; allowed are last, best"),
+        ("export.weights=first", r"export\.weights is 'first'; expected one of last, best"),
         ("samples.every=-1", r"samples\.every is -1"),
         ("samples.seconds=0", r"samples\.seconds is 0"),
+        ("samples.temperature=0", r"samples\.temperature is 0; it must be above 0"),
+        ("samples.top_k=-1", r"samples\.top_k is -1"),
+        ("samples.guidance_scale=0", r"samples\.guidance_scale is 0"),
+        ("samples.prompts='a calm piano'", r"samples\.prompts is 'a calm piano'; expected a list"),
+        ("trainer.max_steps=2.5", r"trainer\.max_steps is 2\.5; expected a whole number"),
+        ("seed=true", r"seed is true; expected a whole number"),
+        ("checks.batches=0", r"checks\.batches is 0; it must be 1 or more\. checks\.enabled=false"),
+        ("checks.round_trips=-1", r"checks\.round_trips is -1"),
         ("data.micro_batch_size=3", r"data\.global_batch_size=2 is no multiple of data\.micro_batch_size=3"),
     ],
 )
@@ -240,6 +248,11 @@ def test_settings_out_of_range_are_refused(run_with: RunWith, tmp_path: Path, ov
     with pytest.raises(ValueError, match=problem):
         run_with(tmp_path / "run", override)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_whole_number_may_be_written_as_1e5(run_with: RunWith, tmp_path: Path) -> None:
+    made = run_with(tmp_path / "run", "trainer.max_steps=2e0")
+    assert (made.trainer.global_step, made.trainer.max_steps) == (2, 2)
 
 
 def test_a_setting_that_was_not_given(latents: Path, tmp_path: Path) -> None:

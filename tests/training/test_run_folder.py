@@ -14,7 +14,7 @@ from tiny_latents import ClipSpec, write_composite, write_latents
 from tiny_run import TRAIN, VALIDATION, RunWith, compose
 
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.training.run import make_logger
+from musicgen_train.training.loggers import make_logger
 from musicgen_train.training.run_folder import make_ready, open_run
 
 SIX = ["trainer.max_steps=6", "callbacks.last.every_n_train_steps=2", "schedule=constant", "validate_every=3"]
@@ -75,6 +75,12 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(run_with: RunWith, s
     ):
         run_with(tmp_path / "other", *SIX, f"resume={last}")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_was_asked_for_goes_on_from_its_newest(run_with: RunWith, six_steps: Path, tmp_path: Path) -> None:
+    assert open_run(tmp_path / "other", str(six_steps)).checkpoint == six_steps / "checkpoints/last.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"resume=\S+ is a folder and no run; give auto, a checkpoint, or"):
+        open_run(tmp_path / "other", str(six_steps / "checkpoints"))
 
 
 def test_what_killed_saves_have_left_is_removed(six_steps: Path) -> None:

@@ -143,6 +143,33 @@ def test_the_step_is_done_and_saved_before_it_stops(
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == handlers
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_during_the_last_step_it_stops_before_the_export(
+    run_with: RunWith,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    original, calls = MusicgenTraining.training_step, 0
+
+    def signalled(self: MusicgenTraining, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(MusicgenTraining, "training_step", signalled)
+    with pytest.raises(RunStopped):
+        run_with(tmp_path / "run", "trainer.max_steps=4")
+    assert step_said(capsys.readouterr().out, number.name) == 4
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert not (tmp_path / "run/composite").exists()
+    made = run_with(tmp_path / "run", "trainer.max_steps=4", "resume=auto")
+    assert made.composite.is_dir()
+
+
 def test_before_the_first_step_there_is_nothing_to_save(
     run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,109 @@
+"""The end of a run: what a run that was killed there has not come to, the last validation, and what is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+
+from musicgen_train.data.datamodule import LatentDataModule
+from musicgen_train.hub.folder import read_json
+from musicgen_train.training.adapter_files import adapter_card, save_adapter
+from musicgen_train.training.adapters import AdapterRecord
+from musicgen_train.training.checkpoint_files import load_plain
+from musicgen_train.training.console import say
+from musicgen_train.training.early_stopping import EarlyStopping
+from musicgen_train.training.export import export_composite, model_card
+from musicgen_train.training.metrics_file import numbers_at
+from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.run_folder import (
+    ADAPTER_FOLDER,
+    COMPOSITE_FOLDER,
+    CONFIG_NAME,
+    METRICS_NAME,
+    PROVENANCE_NAME,
+)
+from musicgen_train.training.samples import SamplePrompts
+from musicgen_train.training.settings import RunSettings
+from musicgen_train.training.sharding import ShardedTraining, whole_composite
+from musicgen_train.training.speed import peak_memory_mb
+from musicgen_train.training.start import Start
+from musicgen_train.training.trainer import Callbacks, best_checkpoint
+
+_LIGHTNINGS_OWN = " Signaling Trainer to stop."
+
+
+def end_again(trainer: lightning.Trainer, module: MusicgenTraining) -> None:
+    """Do what a run that was killed after its last step has not come to: samples, and the average in place of weights.
+
+    Lightning does nothing where there is no step left to make.
+    """
+    module.to(trainer.strategy.root_device)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging | SamplePrompts):
+            callback.on_train_end(trainer, module)
+
+
+def say_if_stopped_early(trainer: lightning.Trainer, max_steps: int) -> None:
+    """Say why a run has ended before its last step, and what lets it go on."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        reason = callback.stopping_reason_message if isinstance(callback, EarlyStopping) else None
+        if reason is not None and trainer.global_step < max_steps:
+            say(
+                f"stopped early, after step {trainer.global_step}: {reason.removesuffix(_LIGHTNINGS_OWN)} To train on, "
+                "give the same command with resume=auto and a larger callbacks.early_stopping.patience"
+            )
+
+
+def validate_at_the_end(
+    trainer: lightning.Trainer, module: MusicgenTraining, data: LatentDataModule, settings: RunSettings
+) -> None:
+    """Validate the final weights, where the run's length is no multiple of `validate_every`."""
+    if data.validation_clips is not None and trainer.global_step % settings.steps_between_validations:
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+def export(
+    trainer: lightning.Trainer,
+    settings: RunSettings,
+    start: Start,
+    data: LatentDataModule,
+    adapter: AdapterRecord | None,
+    callbacks: Callbacks,
+) -> None:
+    """Write the composite with the weights that were asked for, and say where everything is."""
+    # Where the weights are divided among devices, all ranks have to take part in putting them together.
+    last = trainer.strategy.lightning_module_state_dict()
+    if trainer.is_global_zero:
+        peak = peak_memory_mb(trainer.strategy.root_device)
+        trained, step = last, trainer.global_step
+        if settings.export.weights == "best":
+            trained, step = _weights_of(best_checkpoint(callbacks))
+        folder = settings.output / COMPOSITE_FOLDER
+        probe = data.probe(frames=50)
+        composite = start.composite
+        if isinstance(trainer.lightning_module, ShardedTraining):
+            composite = whole_composite(composite, last, torch.device("cpu"))
+        card = _card(settings.output, step)
+        export_composite(composite.cpu(), start.processor, folder, batch=probe, trained=trained, card=card)
+        if adapter is not None:
+            save_adapter(start.composite, adapter, settings.output / ADAPTER_FOLDER, adapter_card(adapter, card))
+            say(f"the adapter alone, which belongs to {adapter.base}: {settings.output / ADAPTER_FOLDER}")
+        say(f"done: {trainer.global_step} steps; peak memory {peak:.0f} MiB; numbers and samples in {settings.output}")
+        say(f"the trained model, read back and compared: {folder}")
+    trainer.strategy.barrier("export")
+
+
+def _card(run: Path, step: int) -> str:
+    """The model card of the weights of a step."""
+    config = (run / CONFIG_NAME).read_text(encoding="utf-8")
+    metrics = {name: value for name, value in numbers_at(run / METRICS_NAME, step).items() if "/" in name}
+    return model_card(read_json(run / PROVENANCE_NAME), config, metrics, step)
+
+
+def _weights_of(checkpoint: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """Decoder and projection of a checkpoint, and its step."""
+    content = load_plain(checkpoint, map_location="cpu")
+    return dict(content["state_dict"]), int(content["global_step"])

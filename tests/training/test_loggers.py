@@ -1,0 +1,84 @@
+"""Weights & Biases: offline without an account, and asking for none; sending where that is asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from tiny_run import RunWith, compose
+
+from musicgen_train.doctor.disks import look_at_disks
+from musicgen_train.training.loggers import make_logger, require_account
+
+SENDS = ["logger=wandb", "logger.wandb.offline=false"]
+VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def config_of(*overrides: str) -> DictConfig:
+    return compose("train", *overrides, "output=RUN").logger.wandb
+
+
+@pytest.mark.parametrize(("overrides", "mode"), [(["logger=wandb"], "dryrun"), (SENDS, None)])
+def test_wandb_starts_offline_unless_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: list[str], mode: str | None
+) -> None:
+    import wandb
+
+    begun: list[str | None] = []
+    monkeypatch.setattr(wandb, "init", lambda **_: begun.append(os.environ.get("WANDB_MODE")))
+    monkeypatch.setenv("WANDB_MODE", "")  # so that what the logger sets is taken back
+    monkeypatch.delenv("WANDB_MODE")
+    logger: Any = make_logger(config_of(*overrides), tmp_path)
+    _ = logger.experiment
+    assert begun == [mode]  # "dryrun" is wandb's older word for offline
+
+
+def test_sending_needs_an_account(run_with: RunWith, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"offline=false sends .* `wandb login` first or set WANDB_API_KEY"):
+        run_with(tmp_path / "run", *SENDS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_account_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine somewhere.else login user password secret\n")
+    netrc.chmod(0o600)
+    with pytest.raises(ValueError, match="no account"):
+        require_account([config_of(*SENDS)])
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    require_account([config_of(*SENDS)])
+    monkeypatch.setenv("WANDB_BASE_URL", "https://own.server:8080")
+    with pytest.raises(ValueError, match="no account"):
+        require_account([config_of(*SENDS)])
+    monkeypatch.setenv("NETRC", str(tmp_path / "other"))
+    (tmp_path / "other").write_text("machine own.server:8080 login user password secret\n")
+    require_account([config_of(*SENDS)])
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    require_account([config_of(*SENDS)])
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_offline_needs_none(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    require_account([config_of("logger=wandb")])
+    monkeypatch.setenv("WANDB_MODE", mode)
+    require_account([config_of(*SENDS)])
+
+
+def test_the_doctor_says_where_numbers_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def said() -> str:
+        return next(finding.what for finding in look_at_disks(tmp_path) if finding.topic == "wandb")
+
+    assert said() == "numbers of runs with logger=wandb stay on this machine unless logger.wandb.offline=false"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert said() == "WANDB_MODE=offline: numbers of runs with logger=wandb stay on this machine"
