@@ -12,6 +12,7 @@ import torch
 from musicgen_train.demo.hearing import Hearing
 from musicgen_train.evaluation.control import RECORDINGS, ROUND_TRIP, ControlClip
 from musicgen_train.evaluation.control_set import ControlSet
+from musicgen_train.evaluation.round_trip import decoded, round_trip
 from musicgen_train.evaluation.sampling import SamplingSettings, generate, plan
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 
@@ -46,9 +47,9 @@ def listen(
         if control.recordings is not None:
             recording_CS = control.recordings[number]
             clip.heard[RECORDINGS] = hearing.hear(recording_CS, rate)
-            clip.heard[ROUND_TRIP] = hearing.hear(_round_trip(model, recording_CS), rate)
+            clip.heard[ROUND_TRIP] = hearing.hear(round_trip(model, recording_CS), rate)
         elif request.reference_codes_KT is not None:
-            clip.heard[ROUND_TRIP] = hearing.hear(_decode(model, request.reference_codes_KT), rate)
+            clip.heard[ROUND_TRIP] = hearing.hear(decoded(model, request.reference_codes_KT), rate)
     for made in generate(model, plan(control.requests, sampling), sampling, on_frames):
         request, name = made.job.request, set_name(made.job.guidance_scale)
         audio_CS = torch.nan_to_num(made.audio_CS, nan=0.0, posinf=0.0, neginf=0.0)
@@ -56,14 +57,3 @@ def listen(
         clip.heard[name] = hearing.hear(audio_CS, rate)
         clip.files[name] = write(f"{request.file_stem}-g{made.job.guidance_scale:g}", audio_CS)
     return clips
-
-
-@torch.no_grad()
-def _decode(model: MusicgenForConditionalGeneration, codes_KT: torch.Tensor) -> torch.Tensor:
-    return model.decode_audio(codes_KT[None].to(model.device))[0].float().cpu()
-
-
-@torch.no_grad()
-def _round_trip(model: MusicgenForConditionalGeneration, audio_CS: torch.Tensor) -> torch.Tensor:
-    codes_BKT, _ = model.encode_audio(audio_CS[None].to(model.device, model.dtype))
-    return _decode(model, codes_BKT[0])[:, : audio_CS.shape[1]]

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.audio.analysis import SHORTEST_SECONDS
-from musicgen_train.audio.io import read_audio, write_audio
+from musicgen_train.audio.io import AudioError, read_audio, write_audio
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.evaluation.assemble import EvaluatedModel, check_encoders, load_model
 from musicgen_train.evaluation.control import ControlClip, control_table
@@ -40,6 +40,7 @@ from musicgen_train.evaluation.requests import (
     text_requests,
     unconditional_requests,
 )
+from musicgen_train.evaluation.round_trip import decoded, round_trip
 from musicgen_train.evaluation.sampling import Generated, Job, SamplingSettings, generate, plan
 from musicgen_train.evaluation.settings import EvaluationSettings
 from musicgen_train.evaluation.signal_statistics import SignalStatistics, measure, warnings_of
@@ -49,7 +50,6 @@ from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.generation import window_frames
 from musicgen_train.provenance.machine import pick_device, versions
 from musicgen_train.provenance.record import write_record
-from musicgen_train.training.model_source import find_model
 from musicgen_train.training.model_source import find_model
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
@@ -110,9 +110,8 @@ class Evaluation:
         # Cheap errors first: a typing error in a path should not wait for the weights of a large model.
         self.prompts = [] if settings.prompts is None else read_prompts(settings.prompts)
         self.files = audio_files(settings.continuation.audio or [])
-        self.reference_files = (
-            [] if settings.metrics.reference_audio is None else audio_files([settings.metrics.reference_audio])
-        )
+        reference = settings.metrics.reference_audio
+        reference_files = [] if reference is None else audio_files([reference])
         self.embedder = load_embedder(settings.metrics.embedder) if settings.metrics.frechet else None
         self.dataset = self._open_dataset()
         self.device = pick_device(settings.device)
@@ -135,7 +134,9 @@ class Evaluation:
             guidance_scales=settings.control.guidance_scale or self.sampling.guidance_scales,
             repetitions=1,
         )
-        self.control_source = ""
+        # These too may turn out to be of no use, which is better known before hours of sampling.
+        self.recordings = self._recordings(reference_files) if settings.metrics.frechet else []
+        self.control_set = self._control_set() if settings.control.clips else None
         self.sampling_seconds = 0.0
         self.generated_seconds = 0.0
 
@@ -160,10 +161,9 @@ class Evaluation:
 
     def control(self) -> list[ControlClip]:
         """Generate from captions that name properties, and hear whether the audio has them."""
-        if not self.settings.control.clips:
+        control = self.control_set
+        if control is None:
             return []
-        control = self._control_set()
-        self.control_source = control.source
         clips = len(control.requests) * len(self.control_sampling.guidance_scales)
         with Progress("control", clips * self.new_frames / self.frame_rate) as progress:
             return listen(
@@ -177,12 +177,12 @@ class Evaluation:
     def measure(self, samples: Sequence[SampleRecord], control: Sequence[ControlClip]) -> list[MetricTable]:
         """All tables that the settings and what is there allow."""
         tables = []
-        if control:
+        if self.control_set is not None:
             generated = [set_name(scale) for scale in self.control_sampling.guidance_scales]
-            tables.append(control_table(control, generated, self.control_source))
+            tables.append(control_table(control, generated, self.control_set.source))
         if self.dataset is not None and self.settings.metrics.cross_entropy:
             tables.append(self._measure_cross_entropy(self.dataset))
-        if self.embedder is not None and (self.dataset is not None or self.reference_files):
+        if self.embedder is not None and (self.dataset is not None or self.recordings):
             table = self._measure_frechet(samples)
             tables += [] if table is None else [table]
         references = {sample.reference.file: sample.reference.signal for sample in samples if sample.reference}
@@ -265,6 +265,21 @@ class Evaluation:
         manifest = Manifest.load(self.settings.data.path)
         return LatentDataset(self.settings.data.path, choose_split(manifest, self.settings.data.split))
 
+    def _recordings(self, files: Sequence[Path]) -> list[torch.Tensor]:
+        """The reference of the Frechet distance, where that is files: `(C, S)` each, no longer than a sample."""
+        longest = self.new_frames * self.model.config.audio_encoder.hop_length
+        channels = self.model.config.decoder.audio_channels
+        recordings = []
+        for file in files[: self.settings.metrics.reference_clips]:
+            try:
+                audio_CS, _ = read_audio(file, sampling_rate=self.sampling_rate, channels=channels)
+            except AudioError as error:
+                raise ValueError(
+                    f"metrics.reference_audio: {file} cannot be compared with: {error}; remove or repair it"
+                ) from error
+            recordings.append(audio_CS[:, :longest].clone())  # the rest of the file need not be kept
+        return recordings
+
     def _sampling_settings(self) -> SamplingSettings:
         settings, delay = self.settings, self.model.config.decoder.channel_codebooks
         tokens = settings.max_new_tokens
@@ -342,7 +357,7 @@ class Evaluation:
     def _write_reference(self, request: Request) -> AudioRecord | None:
         if request.reference_codes_KT is None:
             return None
-        audio_CS = self._decode(request.reference_codes_KT)
+        audio_CS = decoded(self.model, request.reference_codes_KT)
         folder = f"{_FOLDERS[request.kind]}/{_REFERENCES}"
         return self._write(audio_CS, request.reference_codes_KT, folder, request.file_stem)
 
@@ -365,11 +380,6 @@ class Evaluation:
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_audio(self.folder / file, audio_CS, self.sampling_rate, loudness=self.settings.loudness)
         return file.as_posix()
-
-    @torch.no_grad()
-    def _decode(self, codes_KT: torch.Tensor) -> torch.Tensor:
-        """Audio `(C, S)` of codes, float32 on the CPU."""
-        return self.model.decode_audio(codes_KT[None].to(self.device))[0].float().cpu()
 
     def _measure_cross_entropy(self, dataset: LatentDataset) -> MetricTable:
         decoder = self.model.decoder
@@ -397,19 +407,14 @@ class Evaluation:
             name: [self._read(one.audio) for one in group]
             for name, group in _by_scale([one for one in samples if one.kind != "continuation"]).items()
         }
-        channels = self.model.config.decoder.audio_channels
-        longest = self.new_frames * self.model.config.audio_encoder.hop_length
-        if self.reference_files:
-            files = self.reference_files[: self.settings.metrics.reference_clips]
-            reference = [
-                read_audio(file, sampling_rate=self.sampling_rate, channels=channels)[0][:, :longest] for file in files
-            ]
-            name = f"{len(files)} files of {self.settings.metrics.reference_audio}"
-            ceiling = {"codec round trip": [self._round_trip(audio_CS) for audio_CS in reference]}
+        reference = self.recordings
+        if reference:
+            name = f"{len(reference)} files of {self.settings.metrics.reference_audio}"
+            ceiling = {"codec round trip": [round_trip(self.model, audio_CS) for audio_CS in reference]}
             meaning = "The same recordings through the codec: what no model with this codec can be better than."
         else:
             clips = self._clips(self.settings.metrics.reference_clips, self.new_frames)
-            reference = [self._decode(clips.codes(number)) for number in range(len(clips))]
+            reference = [decoded(self.model, clips.codes(number)) for number in range(len(clips))]
             assert self.dataset is not None
             name = f"{len(clips)} clips of the split {self.dataset.split}, decoded"
             ceiling = {"other half of the reference": reference[1::2]} if len(reference) > 1 else {}
@@ -432,11 +437,6 @@ class Evaluation:
         audio_CS, _ = read_audio(self.folder / record.file)
         # At the level at which the model made it.
         return audio_CS * 10 ** (-record.gain_db / 20)
-
-    @torch.no_grad()
-    def _round_trip(self, audio_CS: torch.Tensor) -> torch.Tensor:
-        codes, _ = self.model.encode_audio(audio_CS[None].to(self.device, self.model.dtype))
-        return self._decode(codes[0])[:, : audio_CS.shape[1]]
 
 
 def overall_warnings(samples: Sequence[SampleRecord]) -> list[str]:

@@ -304,6 +304,27 @@ def test_real_recordings_as_reference(world: World, tmp_path: Path) -> None:
     assert rows["codec round trip"]["windows"] == 3
 
 
+def test_a_recording_that_cannot_be_read_is_named_before_anything_is_sampled(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("musicgen_train.evaluation.run.generate", None)
+    (tmp_path / "real").mkdir()
+    write_audio(tmp_path / "real" / "0.wav", 0.1 * torch.randn(1, 500), 640)
+    (tmp_path / "real" / "1.wav").write_bytes(b"RIFF of nothing")
+    reference = str(tmp_path / "real")
+    with pytest.raises(
+        ValueError, match=r"^metrics\.reference_audio: .*/1\.wav cannot be compared with: .*; remove or"
+    ):
+        refused(world, tmp_path, metrics__reference_audio=reference)
+    assert not (tmp_path / "report").exists()
+    # As many as are asked for are read, and none where there is nothing to compare.
+    monkeypatch.undo()
+    (tmp_path / "real" / "2.wav").write_bytes((tmp_path / "real" / "0.wav").read_bytes())
+    (tmp_path / "real" / "1.wav").rename(tmp_path / "real" / "3.wav")
+    refused(world, tmp_path, metrics__reference_audio=reference, metrics__reference_clips=2)
+    refused(world, tmp_path, metrics__reference_audio=reference, metrics__frechet=False, overwrite=True)
+
+
 def refused(world: World, tmp_path: Path, **overrides: Any) -> None:
     given = {"model": str(world.composite), "output": str(tmp_path / "report"), "unconditional": 1, **overrides}
     run(config(**given))
