@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +46,7 @@ from musicgen_train.hub.folder import write_json
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.generation import window_frames
 from musicgen_train.provenance.machine import pick_device, versions
-from musicgen_train.provenance.record import write_record
+from musicgen_train.provenance.record import command, now, write_record
 from musicgen_train.training.model_source import find_model
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
@@ -207,9 +204,8 @@ class Evaluation:
             {
                 "program": PROGRAM,
                 "format_version": 1,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                # Without what `launch` gives Hydra.
-                "command": shlex.join(word for word in sys.argv if not word.startswith("hydra")),
+                "created": now(),
+                "command": command(),
                 "config": config,
                 "versions": versions(),
                 "device": _device_name(self.device),

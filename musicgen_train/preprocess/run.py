@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
-import importlib.metadata
 import itertools
 import os
-import platform
 import secrets
 import shutil
 import sqlite3
@@ -36,8 +33,8 @@ from musicgen_train.preprocess.shards import DamagedShardError, flush_tree_to_di
 from musicgen_train.preprocess.sources import first, open_source
 from musicgen_train.preprocess.tracks import Source
 from musicgen_train.preprocess.work import WorkFolder, made_here, manifest_digest
-from musicgen_train.provenance.machine import available_cores
-from musicgen_train.provenance.record import write_record
+from musicgen_train.provenance.machine import available_cores, versions
+from musicgen_train.provenance.record import command, now, write_record
 
 _MOST_WORKERS = 8
 _REASONS_SHOWN = 3
@@ -46,7 +43,6 @@ _RANKS_SHOWN = 8
 _COUNTED = (
     "files", "tracks", "clips", "rejected", "too_short", "silent", "missing_caption", "short_tails", "captions_cut",
 )  # fmt: skip
-_VERSIONS_OF = ("musicgen-train", "torch", "torchaudio", "datasets", "soundfile", "sentencepiece", "numpy")
 
 
 def run(config: DictConfig) -> Manifest | Estimate | None:
@@ -329,17 +325,10 @@ def _manifest(settings: PreprocessSettings, encoders: Encoders, assembled: Assem
         captions=assembled.captions,
         counts={name: assembled.counts[name] for name in _COUNTED},
         settings=settings.to_dict(),
-        command=" ".join(sys.argv),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS_OF}},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command(),
+        versions=versions(),
+        created=now(),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @contextlib.contextmanager

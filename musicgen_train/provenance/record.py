@@ -20,13 +20,17 @@ PATCH_PREFIX = "uncommitted-"
 def record() -> dict[str, Any]:
     """Command, time, state of the code, versions and machine, as plain values for a JSON file."""
     return {
-        # Without what `launch` gives Hydra.
-        "command": shlex.join(word for word in sys.argv if not word.startswith("hydra")),
+        "command": command(),
         "started": now(),
         "git": git_state(),
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def command() -> str:
+    """The command line of this process, for a shell; without what `launch` gives Hydra."""
+    return shlex.join(word for word in sys.argv if not word.startswith("hydra"))
 
 
 def now() -> str:
