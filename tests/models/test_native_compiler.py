@@ -3,66 +3,79 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
+import pathlib
+import platform
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from musicgen_train.models.native import compiler
+from musicgen_train.models.native import compiler, structures
 
-SOURCE = "decode_step.c"
+SOURCE = "lstm.c"
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        pytest.skip("no C compiler here")
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compiler._load.cache_clear()
-    yield tmp_path / "cache" / "musicgen_train"
-    compiler._load.cache_clear()
+    return tmp_path / "cache" / "musicgen_train"
 
 
-def libraries(cache: Path) -> list[Path]:
-    return sorted(cache.iterdir())
-
-
-def load_anew() -> ctypes.CDLL | None:
-    compiler._load.cache_clear()
-    return compiler.load_library(SOURCE)
+def in_a_new_process() -> ModuleType:
+    """The module as a process has it that has not loaded anything yet."""
+    spec = importlib.util.spec_from_file_location("compiler_of_a_new_process", compiler.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_is_compiled_once_and_found_again(own_cache: Path) -> None:
-    assert load_anew() is not None
-    assert compiler.reason_without(SOURCE) is None
-    (library,) = libraries(own_cache)
-    made = library.stat().st_mtime_ns
-    assert load_anew() is not None
-    assert [path.stat().st_mtime_ns for path in libraries(own_cache)] == [made]
+    first = in_a_new_process()
+    library = first.load_library(SOURCE)
+    assert library.lstm_steps is not None
+    assert first.load_library(SOURCE) is library
+    assert first.reason_without(SOURCE) is None
+    (file,) = own_cache.iterdir()
+    made = file.stat().st_mtime_ns
+    assert in_a_new_process().load_library(SOURCE) is not None
+    assert [path.stat().st_mtime_ns for path in own_cache.iterdir()] == [made]
+
+
+def test_all_files_are_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests of what they compute are left out without them.
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert in_a_new_process().reason_without_any() is None
 
 
 def test_another_processor_has_another_library(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_anew() is not None
-    monkeypatch.setattr(compiler, "_processor", lambda: "another")
-    assert load_anew() is not None
-    assert len(libraries(own_cache)) == 2
+    assert in_a_new_process().load_library(SOURCE) is not None
+    monkeypatch.setattr(platform, "processor", lambda: "another")
+    assert in_a_new_process().load_library(SOURCE) is not None
+    assert len(list(own_cache.iterdir())) == 2
 
 
 def test_can_be_switched_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiler.SWITCH, "0")
-    assert load_anew() is None
-    assert compiler.reason_without(SOURCE) == f"{compiler.SWITCH}=0"
+    process = in_a_new_process()
+    assert process.load_library(SOURCE) is None
+    assert process.reason_without(SOURCE) == process.reason_without_any() == f"{compiler.SWITCH}=0"
     assert not own_cache.exists()
 
 
 def test_no_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")
-    assert load_anew() is None
-    assert "no C compiler here" in (compiler.reason_without(SOURCE) or "")
+    process = in_a_new_process()
+    assert process.load_library(SOURCE) is None
+    assert "no C compiler here" in process.reason_without(SOURCE)
 
 
 def test_what_the_compiler_says_is_logged(
@@ -74,17 +87,18 @@ def test_what_the_compiler_says_is_logged(
     )
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CC", str(broken))
+    process = in_a_new_process()
     with caplog.at_level(logging.INFO):
-        assert load_anew() is None
+        assert process.load_library(SOURCE) is None
     assert "this flag is unknown" in caplog.text
     assert str(broken) in caplog.text
-    assert "this flag is unknown" in (compiler.reason_without(SOURCE) or "")
+    assert "this flag is unknown" in process.reason_without(SOURCE)
 
 
 def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert load_anew() is not None
+    assert in_a_new_process().load_library(SOURCE) is not None
 
 
 def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,5 +106,23 @@ def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(compiler.Path, "home", unknown)
-    assert load_anew() is not None
+    monkeypatch.setattr(pathlib.Path, "home", unknown)
+    assert in_a_new_process().load_library(SOURCE) is not None
+
+
+def test_structures_that_differ_from_those_in_c_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Kept, and not to be found again with other structures.
+    assert in_a_new_process().load_library(SOURCE) is not None
+    fields = list(structures.LSTMLayer._fields_)
+    wrong = {
+        "the place of Layer.steps is another": [fields[1], fields[0], *fields[2:]],
+        "the size of Layer.threads is another": [*fields[:3], ("threads", ctypes.c_int32), *fields[4:]],
+        "the size of Layer is another": fields[:-1],
+        "no member named": [*fields[:-1], ("outcome", ctypes.c_void_p)],
+    }
+    for complaint, its_fields in wrong.items():
+        structure = type("Wrong", (ctypes.Structure,), {"_fields_": its_fields})
+        monkeypatch.setitem(structures.STRUCTURES, SOURCE, {"Layer": structure})
+        process = in_a_new_process()
+        assert process.load_library(SOURCE) is None
+        assert complaint in process.reason_without(SOURCE)

@@ -16,28 +16,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.native.structures import Attention, States
 
 _SOURCE = "attention.c"
 # Threads take whole heads: with fewer of them for each, some would have nothing to do.
 _HEADS_OF_A_THREAD = 2
-
-_POINTER = ctypes.c_void_p
-
-
-class _States(ctypes.Structure):
-    _fields_ = [
-        ("numbers", _POINTER),
-        *((name, ctypes.c_int64) for name in ("batch_step", "head_step", "step")),
-    ]
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "head_width", "causal", "threads")),
-        *((name, _States) for name in ("query", "key", "value", "output")),
-        *((name, _POINTER) for name in ("seen", "sums")),
-        *((f"{name}_gradient", _States) for name in ("output", "query", "key", "value")),
-    ]
 
 
 def can_attend_natively(
@@ -125,7 +108,7 @@ def _call(
 ) -> None:
     """Run a function of the C side; `gradients` are those by output, query, key and value."""
     batch, heads, steps, head_width = queries.shape
-    arguments = _Attention(
+    arguments = Attention(
         batch=batch,
         heads=heads,
         queries=steps,
@@ -147,8 +130,8 @@ def _call(
         raise MemoryError("no memory for the weights of a block of queries; use fewer frames or a smaller micro-batch")
 
 
-def _states(tensor_BNSH: torch.Tensor) -> _States:
-    return _States(tensor_BNSH.data_ptr(), *tensor_BNSH.stride()[:3])
+def _states(tensor_BNSH: torch.Tensor) -> States:
+    return States(tensor_BNSH.data_ptr(), *tensor_BNSH.stride()[:3])
 
 
 def _like(tensor_BNSH: torch.Tensor) -> torch.Tensor:

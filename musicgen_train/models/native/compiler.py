@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from musicgen_train.models.native.structures import STRUCTURES
+
 logger = logging.getLogger(__name__)
 
 SWITCH = "MUSICGEN_TRAIN_NATIVE"
@@ -67,7 +69,8 @@ def _compiler() -> str | None:
 
 def _library(source: Path, compiler: str) -> ctypes.CDLL:
     headers = sorted(source.parent.glob("*.h"))
-    made_from = [*(file.read_text() for file in (source, *headers)), _version(compiler), *_FLAGS, _processor()]
+    texts = (*(file.read_text() for file in (source, *headers)), _layout_checks(source.name))
+    made_from = [*texts, _version(compiler), *_FLAGS, _processor()]
     name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
     if folder is None:
@@ -92,11 +95,25 @@ def _cache_folder() -> Path | None:
 
 
 def _compile(source: Path, compiler: str, work: Path) -> Path:
-    object_file, library = str(work / "object.o"), work / "library.so"
-    _run([compiler, *_FLAGS, "-c", str(source), "-o", object_file])
+    checks, object_file, library = work / "checks.c", str(work / "object.o"), work / "library.so"
+    checks.write_text(_layout_checks(source.name))
+    _run([compiler, *_FLAGS, "-include", str(source), "-c", str(checks), "-o", object_file])
     # Linked without -fopenmp: the threads are to be those of torch, whose OpenMP runtime is already in the process.
     _run([compiler, "-shared", object_file, "-o", str(library), "-lm"])
     return library
+
+
+def _layout_checks(source_name: str) -> str:
+    """C code that does not compile after the source where its structures are not what `structures.py` says they are."""
+    lines = ["#include <stddef.h>"]
+    for name, structure in STRUCTURES[source_name].items():
+        claims = {f"sizeof({name}) == {ctypes.sizeof(structure)}": f"the size of {name}"}
+        for field, *_ in structure._fields_:
+            ours = getattr(structure, field)
+            claims[f"offsetof({name}, {field}) == {ours.offset}"] = f"the place of {name}.{field}"
+            claims[f"sizeof((({name} *)0)->{field}) == {ours.size}"] = f"the size of {name}.{field}"
+        lines += [f'_Static_assert({claim}, "{what} is another in structures.py");' for claim, what in claims.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _version(compiler: str) -> str:

@@ -29,6 +29,7 @@ from musicgen_train.models.convolutions import (
     pad_steps,
 )
 from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.native.structures import POINTER, Convolution
 
 _SOURCE = "convolution.c"
 _NO_PADDING = Padding(0, 0, "constant")
@@ -38,20 +39,6 @@ _PLAIN = {
     *(*_CONVOLUTIONS, ResidualBlock, Kernel, MagnitudeAndDirection),
     *(nn.Sequential, nn.ModuleDict, nn.ELU, nn.Identity),
 }
-
-_POINTER = ctypes.c_void_p
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "steps", "runs", "inputs", "outputs", "threads")),
-        ("input", _POINTER),
-        *((name, ctypes.c_int64) for name in ("input_batch", "input_step", "input_run")),
-        *(("weights", _POINTER), ("bias", _POINTER)),
-        *(("residual", _POINTER), ("residual_batch", ctypes.c_int64)),
-        *(("output", _POINTER), ("output_batch", ctypes.c_int64)),
-        *(("activated", _POINTER), ("activated_batch", ctypes.c_int64)),
-    ]
 
 
 def run_layers(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
@@ -139,7 +126,7 @@ class _Padded:
                 self.padded.copy_(pad_steps(self.steps, self._padding))
             return
         numbers = (batch, self.steps.stride(0), length, width, left, right, _PADDING_MODES.index(mode))
-        _library().pad_ends(_POINTER(self.steps.data_ptr()), *map(ctypes.c_int64, numbers))
+        _library().pad_ends(POINTER(self.steps.data_ptr()), *map(ctypes.c_int64, numbers))
 
 
 @dataclass(frozen=True)
@@ -237,7 +224,7 @@ def _convolve(
     for first, last, at_once in ((0, whole, together), (whole, steps, 1)):
         if first == last:
             continue
-        arguments = _Convolution(
+        arguments = Convolution(
             batch=batch,
             steps=(last - first) // at_once,
             runs=runs,

@@ -3,7 +3,7 @@
  * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
  * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
  * threads hand each other is the little that lies between two products. `decode_step.py` fills the structures below and
- * says what is computed; field by field they are the same there.
+ * says what is computed.
  *
  * Axes: R rows, D width, N heads, H head width, F inner width, S steps, L text length, K codebooks, V codes.
  */

@@ -16,6 +16,7 @@ from torch import nn
 from musicgen_train.models.attention import cross_attention_mask
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.native.structures import POINTER, DecoderLayer, Step
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
@@ -27,39 +28,6 @@ _ACTIVATIONS = {"gelu": 0, "relu": 1}
 _LANES = 8
 # With more rows than this a step is bound by arithmetic, and torch's matrix product does more of it in a second.
 _MOST_ROWS = 16
-
-_POINTER = ctypes.c_void_p
-_LAYER_POINTERS = (
-    *("self_norm_weight", "self_norm_bias", "query", "key", "value", "self_out"),
-    *("cross_norm_weight", "cross_norm_bias", "cross_query", "cross_out"),
-    *("final_norm_weight", "final_norm_bias", "fc1", "fc2"),
-    # The last two stay empty where there is no text.
-    *("keys", "values", "text_keys", "text_values"),
-)
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [(name, _POINTER) for name in _LAYER_POINTERS]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("rows", "width", "heads", "inner_width", "num_layers", "num_codebooks", "vocab_size"),
-                *("capacity", "text_rows", "text_length", "threads", "activation"),
-            )
-        ),
-        ("norm_epsilon", ctypes.c_float),
-        *(
-            (name, _POINTER)
-            for name in (
-                *("embeddings", "layers", "final_norm_weight", "final_norm_bias", "heads_weights", "positions"),
-                *("text_seen", "scratch", "logits"),
-            )
-        ),
-    ]
 
 
 class NativeStep:
@@ -103,14 +71,14 @@ class NativeStep:
         self._batch = rows // 2 if guided else rows
         # Everything whose memory the C side reads.
         self._kept: list[Any] = []
-        layers = (_Layer * len(stored))()
+        layers = (DecoderLayer * len(stored))()
         self._kept.append(layers)
         for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
             tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
-            for name, tensor in zip(_LAYER_POINTERS[: len(tensors)], tensors, strict=True):
+            for (name, *_), tensor in zip(DecoderLayer._fields_[: len(tensors)], tensors, strict=True):
                 setattr(entry, name, self._pointer(tensor))
         self._logits = stored[0][0].new_empty(rows, model.num_codebooks, config.vocab_size)
-        self._step = _Step(
+        self._step = Step(
             rows=rows,
             width=config.hidden_size,
             heads=config.num_attention_heads,
@@ -149,7 +117,7 @@ class NativeStep:
         ids_BK = ids_BK.contiguous()
         self._run(
             ctypes.byref(self._step),
-            _POINTER(ids_BK.data_ptr()),
+            POINTER(ids_BK.data_ptr()),
             ctypes.c_int64(self._batch),
             ctypes.c_int64(self._cache.length),
         )
@@ -163,13 +131,13 @@ class NativeStep:
 
     def _pointers(self, tensors: Iterable[torch.Tensor]) -> int:
         addresses = [self._pointer(tensor) for tensor in tensors]
-        array = (_POINTER * len(addresses))(*addresses)
+        array = (POINTER * len(addresses))(*addresses)
         self._kept.append(array)
         return ctypes.addressof(array)
 
 
 def _weights(layer: MusicgenDecoderLayer) -> tuple[torch.Tensor, ...]:
-    """In the order of `_LAYER_POINTERS`."""
+    """In the order of `DecoderLayer`'s fields."""
     own, cross = layer.self_attn, layer.encoder_attn
     return (
         *(layer.self_attn_layer_norm.weight, layer.self_attn_layer_norm.bias),

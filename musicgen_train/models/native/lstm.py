@@ -14,21 +14,13 @@ import torch
 from torch import nn
 
 from musicgen_train.models.native.compiler import load_library
+from musicgen_train.models.native.structures import POINTER, LSTMLayer
 
 _SOURCE = "lstm.c"
 # The C code reads eight numbers at a time.
 _LANES = 8
 # With more rows than this a step is bound by arithmetic, of which torch does as much in a second.
 _MOST_ROWS = 4
-
-_POINTER = ctypes.c_void_p
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("steps", "batch", "units", "threads")),
-        *((name, _POINTER) for name in ("gates", "weights", "cells", "output")),
-    ]
 
 
 def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
@@ -54,7 +46,7 @@ def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
         gates = torch.addmm(bias + second_bias, input_TBU.flatten(0, 1), to_gates.T)
         output = input_TBU.new_empty(steps, batch, lstm.hidden_size)
         cells = input_TBU.new_zeros(batch, lstm.hidden_size)
-        arguments = _Layer(
+        arguments = LSTMLayer(
             steps=steps,
             batch=batch,
             units=lstm.hidden_size,
@@ -64,7 +56,7 @@ def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
             cells=cells.data_ptr(),
             output=output.data_ptr(),
         )
-        library.lstm_steps(ctypes.byref(arguments), _POINTER(products.data_ptr()))
+        library.lstm_steps(ctypes.byref(arguments), POINTER(products.data_ptr()))
         input_TBU = output
     return input_TBU
 

@@ -1,0 +1,100 @@
+"""What Python hands to the C files: their structures, field by field as they are there.
+
+Nothing tells C where a field of Python's lies, so `compiler.py` has the C compiler compare the two; a file whose
+structures differ is not compiled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+POINTER = ctypes.c_void_p
+
+
+class States(ctypes.Structure):
+    """Of `attention.c`: where the numbers of one of its inputs or results are."""
+
+    _fields_ = [
+        ("numbers", POINTER),
+        *((name, ctypes.c_int64) for name in ("batch_step", "head_step", "step")),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """Of `attention.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "head_width", "causal", "threads")),
+        *((name, States) for name in ("query", "key", "value", "output")),
+        *((name, POINTER) for name in ("seen", "sums")),
+        *((f"{name}_gradient", States) for name in ("output", "query", "key", "value")),
+    ]
+
+
+class Convolution(ctypes.Structure):
+    """Of `convolution.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "steps", "runs", "inputs", "outputs", "threads")),
+        ("input", POINTER),
+        *((name, ctypes.c_int64) for name in ("input_batch", "input_step", "input_run")),
+        *(("weights", POINTER), ("bias", POINTER)),
+        *(("residual", POINTER), ("residual_batch", ctypes.c_int64)),
+        *(("output", POINTER), ("output_batch", ctypes.c_int64)),
+        *(("activated", POINTER), ("activated_batch", ctypes.c_int64)),
+    ]
+
+
+class DecoderLayer(ctypes.Structure):
+    """Of `decode_step.c`: the weights of a layer, and its keys and values."""
+
+    _fields_ = [
+        (name, POINTER)
+        for name in (
+            *("self_norm_weight", "self_norm_bias", "query", "key", "value", "self_out"),
+            *("cross_norm_weight", "cross_norm_bias", "cross_query", "cross_out"),
+            *("final_norm_weight", "final_norm_bias", "fc1", "fc2"),
+            # The last two stay empty where there is no text.
+            *("keys", "values", "text_keys", "text_values"),
+        )
+    ]
+
+
+class Step(ctypes.Structure):
+    """Of `decode_step.c`: the whole decoder, at one of its steps."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("rows", "width", "heads", "inner_width", "num_layers", "num_codebooks", "vocab_size"),
+                *("capacity", "text_rows", "text_length", "threads", "activation"),
+            )
+        ),
+        ("norm_epsilon", ctypes.c_float),
+        *(
+            (name, POINTER)
+            for name in (
+                *("embeddings", "layers", "final_norm_weight", "final_norm_bias", "heads_weights", "positions"),
+                *("text_seen", "scratch", "logits"),
+            )
+        ),
+    ]
+
+
+class LSTMLayer(ctypes.Structure):
+    """Of `lstm.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "units", "threads")),
+        *((name, POINTER) for name in ("gates", "weights", "cells", "output")),
+    ]
+
+
+STRUCTURES: dict[str, dict[str, type[ctypes.Structure]]] = {
+    "attention.c": {"States": States, "Attention": Attention},
+    "convolution.c": {"Convolution": Convolution},
+    "decode_step.c": {"Layer": DecoderLayer, "Step": Step},
+    "lstm.c": {"Layer": LSTMLayer},
+}
+"""By C file, and by the name that a structure has there."""
