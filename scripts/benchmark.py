@@ -37,7 +37,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from benchmark_cases import DTYPES, OURS, PLAN_FILE, SIZES, TASKS, THEIRS, Plan, Side, Task, Tensors, Work, write_models
+from benchmark_cases import TASKS, Side, Task, Tensors
+from benchmark_costs import Work
+from benchmark_models import write_models
+from benchmark_plan import DTYPES, OURS, PLAN_FILE, SIZES, THEIRS, Plan
 from benchmark_tools import (
     PeakMemory,
     add_device,

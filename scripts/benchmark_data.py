@@ -41,7 +41,8 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 import torch
-from benchmark_cases import CODEC_32KHZ, SMALL_T5, T5_BASE, fit_codebooks, synthetic_audio
+from benchmark_models import fit_codebooks, synthetic_audio
+from benchmark_plan import CODEC_32KHZ, SMALL_T5, T5_BASE
 from benchmark_tools import (
     add_device,
     environment,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_cases import SIZES, Plan
+from benchmark_plan import SIZES, Plan
 from benchmark_tools import add_device, fact_lines, progress, settle_device, synchronize
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM

@@ -14,6 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import benchmark_cases
+import benchmark_costs
+import benchmark_models
+import benchmark_plan
 import benchmark_tools
 import pytest
 import torch
@@ -82,9 +85,9 @@ def test_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_both_sides_in_half_precision(benchmark: ModuleType, tmp_path: Path) -> None:
-    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
-    benchmark_cases.write_models(plan, tmp_path)
-    sessions = [benchmark.Session(side, tmp_path) for side in (benchmark_cases.OURS, benchmark_cases.THEIRS)]
+    plan = benchmark_plan.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
+    benchmark_models.write_models(plan, tmp_path)
+    sessions = [benchmark.Session(side, tmp_path) for side in (benchmark_plan.OURS, benchmark_plan.THEIRS)]
     for case in ("forward", "train", "generate-1", "encode", "text"):
         ours, theirs = (results_of(session, case, tmp_path) for session in sessions)
         dtype = benchmark_cases.TASKS[case].precision(plan)
@@ -112,8 +115,8 @@ def test_each_case_has_processes_of_its_own(benchmark: ModuleType, monkeypatch: 
     monkeypatch.setattr(benchmark, "Worker", Recorded)
     monkeypatch.setattr(benchmark, "write_models", lambda plan, root: None)
     monkeypatch.setattr(benchmark, "measure_task", lambda plan, case, workers, root: events.append(case))
-    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY]))
-    ours, theirs = benchmark_cases.OURS, benchmark_cases.THEIRS
+    plan = benchmark_plan.Plan.of(benchmark.parse([*TINY]))
+    ours, theirs = benchmark_plan.OURS, benchmark_plan.THEIRS
     pair = [("begins", ours), ("begins", theirs)], [("ends", theirs), ("ends", ours)]
 
     list(benchmark.measure_tasks(plan, ["train", "encode"], together=False))
@@ -127,9 +130,9 @@ def test_each_case_has_processes_of_its_own(benchmark: ModuleType, monkeypatch: 
 @pytest.mark.filterwarnings("ignore:.*is deprecated. Please switch to .torch.compile:DeprecationWarning")
 @pytest.mark.parametrize("options", [[], ["--compile"]])
 def test_layers_are_compiled_on_request(benchmark: ModuleType, tmp_path: Path, options: list[str]) -> None:
-    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY, *options]))
-    benchmark_cases.write_models(plan, tmp_path)
-    for side in (benchmark_cases.OURS, benchmark_cases.THEIRS):
+    plan = benchmark_plan.Plan.of(benchmark.parse([*TINY, *options]))
+    benchmark_models.write_models(plan, tmp_path)
+    for side in (benchmark_plan.OURS, benchmark_plan.THEIRS):
         session = benchmark.Session(side, tmp_path)
         session.open("train")
         assert session.task is not None
@@ -201,7 +204,7 @@ def test_ratio_is_the_median_over_neighbouring_runs(benchmark: ModuleType) -> No
 
 def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("musicgen_train.models.attention.can_attend_natively", lambda *states: False)
-    plan = benchmark_cases.Plan.of(benchmark.parse(list(TINY)))
+    plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
     width, layers, codebooks = 48, 2, 4
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder)).eval()
     ids = torch.zeros(plan.batch * codebooks, plan.frames, dtype=torch.long)
@@ -211,37 +214,37 @@ def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType, monk
         model(ids, encoder_hidden_states=text, use_cache=False)
     steps = plan.frames
     masked = plan.batch * layers * 2 * (2 * width) * (steps * (steps - 1) // 2)  # torch counts what causality hides
-    assert benchmark_cases.forward_flops(plan) == counter.get_total_flops() - masked
-    assert benchmark_cases.TASKS["train"].work(plan).flops == 3 * benchmark_cases.forward_flops(plan)
+    assert benchmark_costs.forward_flops(plan) == counter.get_total_flops() - masked
+    assert benchmark_cases.TASKS["train"].work(plan).flops == 3 * benchmark_costs.forward_flops(plan)
 
 
 def test_weights_read_in_a_step_of_generation(benchmark: ModuleType) -> None:
-    plan = benchmark_cases.Plan.of(benchmark.parse(list(TINY)))
+    plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder))
     read = [
         parameter.numel()
         for name, parameter in model.named_parameters()
         if "embed_tokens" not in name and "encoder_attn.k_proj" not in name and "encoder_attn.v_proj" not in name
     ]
-    assert benchmark_cases.weights_read_per_step(plan) == sum(read)
+    assert benchmark_costs.weights_read_per_step(plan) == sum(read)
 
 
 def test_states_read_by_a_generation(benchmark: ModuleType) -> None:
-    plan = benchmark_cases.Plan.of(benchmark.parse([*TINY]))
+    plan = benchmark_plan.Plan.of(benchmark.parse([*TINY]))
     decoder, read = plan.size.decoder, 0
     for step in range(plan.new_tokens):
         for _row in range(3):
             # With its text and without.
             for keys in (step + 1 + plan.size.text_length, step + 1):
                 read += keys * 2 * decoder["hidden_size"] * decoder["num_hidden_layers"]
-    assert benchmark_cases.states_read(plan, 3) == read
+    assert benchmark_costs.states_read(plan, 3) == read
 
 
 def test_share_of_the_roofline(benchmark: ModuleType) -> None:
     roofline = benchmark.Roofline(flops_per_s=100.0, bytes_per_s=10.0)
-    assert roofline.share(benchmark_cases.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
-    assert roofline.share(benchmark_cases.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
-    assert roofline.share(benchmark_cases.Work(1, "tokens/s"), seconds=2.0) is None
+    assert roofline.share(benchmark_costs.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
+    assert roofline.share(benchmark_costs.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
+    assert roofline.share(benchmark_costs.Work(1, "tokens/s"), seconds=2.0) is None
     assert roofline.share(None, seconds=2.0) is None
 
 
@@ -273,7 +276,7 @@ def test_row_of_imports(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) 
         return (3.0, 30) if "transformers" in statement else (1.5, 20) if "musicgen" in statement else (1.0, 10)
 
     monkeypatch.setattr(benchmark, "time_import", instead)
-    row = benchmark.measure_imports(benchmark_cases.Plan.of(benchmark.parse(list(TINY))))
+    row = benchmark.measure_imports(benchmark_plan.Plan.of(benchmark.parse(list(TINY))))
     assert row.ratio == 2.0
     assert row.remark == "import torch alone: 1.00 s (1.00-1.00)"
     assert (row.ours.peak_bytes, row.theirs.peak_bytes, row.torch_alone.peak_bytes) == (20, 30, 10)
@@ -285,7 +288,7 @@ def test_row_of_imports(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) 
 def test_a_worker_that_fails_is_told(benchmark: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # No plan lies in this folder.
     failure = pytest.raises(RuntimeError, match="the process of musicgen_train ended with code 1 at open")
-    with benchmark.Worker(benchmark_cases.OURS, tmp_path) as worker, failure:
+    with benchmark.Worker(benchmark_plan.OURS, tmp_path) as worker, failure:
         worker.ask("open", case="forward")
     assert "plan.json" in capfd.readouterr().err
 

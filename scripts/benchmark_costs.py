@@ -1,0 +1,53 @@
+"""What the benchmarks' cases cost at least: operations, and numbers that are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmark_plan import Plan
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a case does: an amount to divide by its time, and what that costs at least."""
+
+    amount: float
+    unit: str
+    flops: float = 0.0
+    bytes_read: float = 0.0
+
+
+def forward_flops(plan: Plan) -> float:
+    """Operations of one forward pass that the result depends on, two for each multiplication of weights or states.
+
+    Lookups, norms and activations are left out; causal attention counts the half that is not masked.
+    """
+    decoder = plan.size.decoder
+    width, steps, text = decoder["hidden_size"], plan.frames, plan.size.text_length
+    per_step = 6 * width**2 + 2 * width * decoder["ffn_dim"]  # q, k, v, out; cross q, out; feed-forward
+    per_text_state = 2 * width**2  # cross k, v
+    attention = width * steps * (steps + 1) + 2 * width * steps * text  # scores and sums, self and cross
+    layer = steps * per_step + text * per_text_state + attention
+    heads = steps * width * decoder["vocab_size"] * decoder["num_codebooks"]
+    return 2.0 * plan.batch * (decoder["num_hidden_layers"] * layer + heads)
+
+
+def weights_read_per_step(plan: Plan) -> int:
+    """Numbers of the weights that a step of generation must read: not the embeddings, and not cross k and v."""
+    decoder = plan.size.decoder
+    width = decoder["hidden_size"]
+    layer = 6 * width**2 + 2 * width * decoder["ffn_dim"] + 6 * width
+    heads = width * decoder["vocab_size"] * decoder["num_codebooks"]
+    return int(decoder["num_hidden_layers"] * layer + heads + 2 * width)
+
+
+def states_read(plan: Plan, rows: int) -> int:
+    """Numbers of the keys and values that a generation with guidance must read, its own and those of the text.
+
+    The step after n others reads n + 1 keys of each of its rows, with a text and without; the text of the latter is
+    nothing.
+    """
+    decoder, steps = plan.size.decoder, plan.new_tokens
+    own = 2 * rows * steps * (steps + 1) // 2
+    text = rows * steps * plan.size.text_length
+    return int(decoder["num_hidden_layers"] * 2 * decoder["hidden_size"] * (own + text))
