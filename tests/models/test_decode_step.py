@@ -71,9 +71,9 @@ def request(model: MusicgenForCausalLM, rows: int = ROWS) -> dict[str, torch.Ten
     }
 
 
-def random_ids(model: MusicgenForCausalLM) -> torch.Tensor:
+def random_ids(model: MusicgenForCausalLM, rows: int = ROWS) -> torch.Tensor:
     generator = torch.Generator().manual_seed(9)
-    return torch.randint(0, tiny.VOCAB + 1, (ROWS, model.num_codebooks, STEPS), generator=generator)
+    return torch.randint(0, tiny.VOCAB + 1, (rows, model.num_codebooks, STEPS), generator=generator)
 
 
 @torch.no_grad()
@@ -93,14 +93,14 @@ def stepped(
     decoder = model.model.decoder
     first = decoder.embed(ids_BKS[..., :2].repeat(repeats, 1, 1))
     decoder(first, text_states=states, text_mask=null_mask, cache=cache)
-    step = step_of(way, model, repeats * ROWS)(cache, STEPS, mask, guided)
+    step = step_of(way, model, repeats * len(ids_BKS))(cache, STEPS, mask, guided)
     return torch.stack([step(ids_BKS[..., place]).clone() for place in range(2, STEPS)])
 
 
 @torch.no_grad()
 def forward(model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor]) -> torch.Tensor:
     logits = model(ids_BKS, **text, use_cache=False).logits
-    return logits.unflatten(0, (ROWS, -1))[:, :, 2:].permute(2, 0, 1, 3)
+    return logits.unflatten(0, (len(ids_BKS), -1))[:, :, 2:].permute(2, 0, 1, 3)
 
 
 @pytest.mark.parametrize(("kind", "way"), CASES)
@@ -189,7 +189,17 @@ def test_any_number_of_threads_shares_a_native_step(threads: int) -> None:
     assert_close(logits, forward(model, ids, text), rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 7, 16])
+# Rows with a text and all of them: one after the other, a vector side by side, and groups of two.
+@pytest.mark.parametrize("batch", [2, 4, 5, 8, 9, 17, 32])
+def test_native_steps_with_guidance_of_any_number_of_rows(batch: int) -> None:
+    model = build(**EIGHTS)
+    text, ids = request(model, batch), random_ids(model, batch)
+    conditional, null = stepped(model, ids, text, guided=True, way="native").chunk(2, dim=1)
+    assert_close(conditional, forward(model, ids, text), rtol=1e-5, atol=2e-5)
+    assert_close(null, forward(model, ids, {}), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 7, 8, 9, 16, 31])
 def test_native_steps_of_any_number_of_rows(rows: int) -> None:
     # A vocabulary that nothing divides.
     model = build(**EIGHTS, vocab_size=61, pad_token_id=61, bos_token_id=61, decoder_start_token_id=61)
@@ -218,7 +228,7 @@ def test_what_the_c_code_does_not_know_is_left_to_torch() -> None:
     assert not can_step_natively(build(**EIGHTS, activation_function="silu"), 2)
     assert not can_step_natively(build(), 2)  # heads of 12 numbers
     assert not can_step_natively(build(**EIGHTS).to(torch.bfloat16), 2)
-    assert not can_step_natively(build(**EIGHTS), 64)  # arithmetic, not reading, is what takes time
+    assert not can_step_natively(build(**EIGHTS), 65)  # a matrix product like any other
     assert step_maker(build(**EIGHTS, activation_function="silu"), 2) is not None
 
 

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "packed_rows.h"
 #include "vectors.h"
 
 typedef struct {
@@ -41,26 +42,46 @@ typedef struct {
 
 enum { GELU = 0, RELU = 1 };
 
-/* By weights that are read once in a step. */
-static void product(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t begin, int64_t end,
-                    float *products, int64_t products_stride) {
-    multiply(MEMORY, states, rows, inputs, weight, begin, end, products, products_stride);
+/* More rows than this lie side by side: the processor then computes more in a second. */
+enum { FEW_ROWS = 4 };
+
+/* What weights are multiplied with: rows one after the other, or side by side as `packed_rows.h` has them. */
+typedef struct {
+    float *numbers; /* `packed_size` of them */
+    int64_t rows, inputs;
+} States;
+
+/* Numbers of a row, from its input `first` on. */
+static void put(const States *states, int64_t row, int64_t first, const float *numbers, int64_t count) {
+    if (states->rows <= FEW_ROWS)
+        memcpy(states->numbers + row * states->inputs + first, numbers, (size_t)count * sizeof(float));
+    else
+        pack_row(numbers, row, first, count, states->rows, states->inputs, states->numbers);
 }
 
-/* sums[r][o] += states[r] . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
-static void add_to_residual(const float *states, int64_t rows, int64_t inputs, const float *weight, int64_t outputs,
-                            int64_t begin, int64_t end, float *products, float *sums) {
-    product(states, rows, inputs, weight, begin, end, products, outputs);
-    for (int64_t r = 0; r < rows; r++)
+/* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, by weights that are read once in a step. */
+static void product(const States *states, const float *weight, int64_t begin, int64_t end, float *products,
+                    int64_t products_stride) {
+    if (states->rows <= FEW_ROWS)
+        multiply(MEMORY, states->numbers, states->rows, states->inputs, weight, begin, end, products, products_stride);
+    else
+        multiply_packed(states->numbers, states->rows, states->inputs, weight, begin, end, products, products_stride);
+}
+
+/* sums[r][o] += row r . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
+static void add_to_residual(const States *states, const float *weight, int64_t outputs, int64_t begin, int64_t end,
+                            float *products, float *sums) {
+    product(states, weight, begin, end, products, outputs);
+    for (int64_t r = 0; r < states->rows; r++)
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
 }
 
-/* Layer normalization (Ba et al. 2016) of each row. */
-static void normalize(const float *states, int64_t rows, int64_t width, const float *weight, const float *bias,
-                      float epsilon, float *normal) {
-    for (int64_t r = 0; r < rows; r++) {
+/* Layer normalization (Ba et al. 2016) of the first rows, as many as `normal` has; `row` holds one of them. */
+static void normalize(const float *states, const float *weight, const float *bias, float epsilon, float *row,
+                      const States *normal) {
+    const int64_t width = normal->inputs;
+    for (int64_t r = 0; r < normal->rows; r++) {
         const float *x = states + r * width;
-        float *y = normal + r * width;
         vec sum = {0}, squares = {0};
         for (int64_t i = 0; i < width; i += LANES) sum += *(const vec *)(x + i);
         const float mean = sum_of(sum) / (float)width;
@@ -70,8 +91,9 @@ static void normalize(const float *states, int64_t rows, int64_t width, const fl
         }
         const float scale = 1.0f / sqrtf(sum_of(squares) / (float)width + epsilon);
         for (int64_t i = 0; i < width; i += LANES)
-            *(vec *)(y + i) =
+            *(vec *)(row + i) =
                 (*(const vec *)(x + i) - mean) * scale * *(const vec *)(weight + i) + *(const vec *)(bias + i);
+        put(normal, r, 0, row, width);
     }
 }
 
@@ -79,7 +101,7 @@ static void normalize(const float *states, int64_t rows, int64_t width, const fl
 static void attend(const float *query, const float *keys, const float *values, int64_t length, int64_t head_width,
                    const uint8_t *seen, float *scores, float *mixed) {
     const float scale = 1.0f / sqrtf((float)head_width);
-    product(query, 1, head_width, keys, 0, length, scores, length);
+    multiply(MEMORY, query, 1, head_width, keys, 0, length, scores, length);
     float highest = -INFINITY, total = 0.0f;
     for (int64_t s = 0; s < length; s++) {
         scores[s] = seen && !seen[s] ? -INFINITY : scores[s] * scale;
@@ -109,11 +131,16 @@ static int64_t widest(const Step *step) {
     return step->inner_width > step->width ? step->inner_width : step->width;
 }
 
+/* Numbers of scratch memory that each thread needs: normalized states, products, one row, scores. */
+static int64_t scratch_of_a_thread(const Step *step) {
+    return packed_size(step->rows, step->width) + (step->rows + 1) * widest(step) + longest(step);
+}
+
 /* Numbers of scratch memory that a step needs. */
 int64_t decode_step_scratch(const Step *step) {
-    const int64_t shared = step->rows * (5 * step->width + step->inner_width);
-    const int64_t of_a_thread = step->rows * widest(step) + longest(step);
-    return shared + step->threads * of_a_thread;
+    const int64_t rows = step->rows, width = step->width, inner_width = step->inner_width;
+    const int64_t shared = 4 * rows * width + packed_size(rows, width) + packed_size(rows, inner_width);
+    return shared + step->threads * scratch_of_a_thread(step);
 }
 
 /* ids: batch x K, `rows / batch` times the same; length: steps in the cache, where this one is written. */
@@ -123,14 +150,19 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
     float *const hidden = step->scratch;            /* R x D */
     float *const projected = hidden + rows * width; /* R x 3 D: queries, keys and values side by side */
     float *const mixed = projected + rows * 3 * width;
-    float *const inner = mixed + rows * width; /* R x F */
-    float *const of_threads = inner + rows * inner_width;
+    float *const inner = mixed + packed_size(rows, width);
+    float *const of_threads = inner + packed_size(rows, inner_width);
+    const States all_mixed = {mixed, rows, width}, text_mixed = {mixed, text_rows, width};
+    const States all_inner = {inner, rows, inner_width};
 
 #pragma omp parallel num_threads((int)step->threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        float *const local = of_threads + thread * (rows * widest(step) + longest(step));
-        float *const scores = local + rows * widest(step);
+        float *const normal = of_threads + thread * scratch_of_a_thread(step);
+        float *const products = normal + packed_size(rows, width); /* R x D or F */
+        float *const row = products + rows * widest(step);
+        float *const scores = row + widest(step);
+        const States all_normal = {normal, rows, width}, text_normal = {normal, text_rows, width};
         int64_t begin, end;
 
         share(width, LANES, thread, threads, &begin, &end);
@@ -147,64 +179,67 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
 
         for (const Layer *layer = step->layers; layer < step->layers + step->num_layers; layer++) {
             /* Normalizing is less work than waiting for one another: every thread does it for itself. */
-            normalize(hidden, rows, width, layer->self_norm_weight, layer->self_norm_bias, step->norm_epsilon, local);
+            normalize(hidden, layer->self_norm_weight, layer->self_norm_bias, step->norm_epsilon, row, &all_normal);
             share(width, 4, thread, threads, &begin, &end);
             const float *const projections[3] = {layer->query, layer->key, layer->value};
             for (int part = 0; part < 3; part++)
-                product(local, rows, width, projections[part], begin, end, projected + part * width, 3 * width);
+                product(&all_normal, projections[part], begin, end, projected + part * width, 3 * width);
 #pragma omp barrier
             share(rows * heads, 1, thread, threads, &begin, &end);
             for (int64_t task = begin; task < end; task++) {
-                const int64_t row = task / heads, head = task % heads;
-                const float *const own = projected + row * 3 * width + head * head_width;
+                const int64_t first = task % heads * head_width;
+                const float *const own = projected + task / heads * 3 * width + first;
                 float *const keys = layer->keys + task * step->capacity * head_width;
                 float *const values = layer->values + task * step->capacity * head_width;
                 memcpy(keys + length * head_width, own + width, (size_t)head_width * sizeof(float));
                 memcpy(values + length * head_width, own + 2 * width, (size_t)head_width * sizeof(float));
-                attend(own, keys, values, length + 1, head_width, NULL, scores, mixed + row * width + head * head_width);
+                attend(own, keys, values, length + 1, head_width, NULL, scores, row);
+                put(&all_mixed, task / heads, first, row, head_width);
             }
 #pragma omp barrier
             share(width, 4, thread, threads, &begin, &end);
-            add_to_residual(mixed, rows, width, layer->self_out, width, begin, end, local, hidden);
+            add_to_residual(&all_mixed, layer->self_out, width, begin, end, products, hidden);
 #pragma omp barrier
 
             if (text_rows) {
-                normalize(hidden, text_rows, width, layer->cross_norm_weight, layer->cross_norm_bias,
-                          step->norm_epsilon, local);
-                product(local, text_rows, width, layer->cross_query, begin, end, projected, width);
+                normalize(hidden, layer->cross_norm_weight, layer->cross_norm_bias, step->norm_epsilon, row,
+                          &text_normal);
+                product(&text_normal, layer->cross_query, begin, end, projected, width);
 #pragma omp barrier
                 int64_t first, last;
                 share(text_rows * heads, 1, thread, threads, &first, &last);
                 for (int64_t task = first; task < last; task++) {
-                    const int64_t row = task / heads, at = row * width + task % heads * head_width;
-                    const uint8_t *const seen = step->text_seen ? step->text_seen + row * text_length : NULL;
-                    attend(projected + at, layer->text_keys + task * text_length * head_width,
+                    const int64_t text_row = task / heads, at = task % heads * head_width;
+                    const uint8_t *const seen = step->text_seen ? step->text_seen + text_row * text_length : NULL;
+                    attend(projected + text_row * width + at, layer->text_keys + task * text_length * head_width,
                            layer->text_values + task * text_length * head_width, text_length, head_width, seen, scores,
-                           mixed + at);
+                           row);
+                    put(&text_mixed, text_row, at, row, head_width);
                 }
 #pragma omp barrier
-                add_to_residual(mixed, text_rows, width, layer->cross_out, width, begin, end, local, hidden);
+                add_to_residual(&text_mixed, layer->cross_out, width, begin, end, products, hidden);
 #pragma omp barrier
             }
 
-            normalize(hidden, rows, width, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, local);
+            normalize(hidden, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, row, &all_normal);
             int64_t first, last;
             share(inner_width, LANES, thread, threads, &first, &last);
-            product(local, rows, width, layer->fc1, first, last, inner, inner_width);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t o = first; o < last; o += LANES) {
-                    vec *const states = (vec *)(inner + r * inner_width + o);
-                    *states = activated(*states, step->activation);
-                }
+            product(&all_normal, layer->fc1, first, last, products, inner_width);
+            for (int64_t r = 0; r < rows; r++) {
+                float *const own = products + r * inner_width;
+                for (int64_t o = first; o < last; o += LANES)
+                    *(vec *)(own + o) = activated(*(const vec *)(own + o), step->activation);
+                put(&all_inner, r, first, own + first, last - first);
+            }
 #pragma omp barrier
-            add_to_residual(inner, rows, inner_width, layer->fc2, width, begin, end, local, hidden);
+            add_to_residual(&all_inner, layer->fc2, width, begin, end, products, hidden);
 #pragma omp barrier
         }
 
-        normalize(hidden, rows, width, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, local);
+        normalize(hidden, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, row, &all_normal);
         share(step->vocab_size, 4, thread, threads, &begin, &end);
         for (int64_t k = 0; k < step->num_codebooks; k++)
-            product(local, rows, width, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
-                     step->num_codebooks * step->vocab_size);
+            product(&all_normal, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
+                    step->num_codebooks * step->vocab_size);
     }
 }

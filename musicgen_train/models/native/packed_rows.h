@@ -1,0 +1,91 @@
+/* Products of weights with a few dozen rows. The rows lie side by side, so that a vector has one number of each: nothing
+ * is left to be added up within it at the end, and what a weight is multiplied with is read once for several outputs
+ * (Goto & van de Geijn 2008, but with the weights where they are). */
+#ifndef PACKED_ROWS_H
+#define PACKED_ROWS_H
+#include "vectors.h"
+
+/* Rows that are one vector wide; more of them are taken in groups of two vectors. */
+enum { NARROW = LANES, WIDE_GROUP = 2 * LANES };
+/* Outputs at a time: their sums, what a group has of one input, and one weight are in sixteen registers. */
+enum { NARROW_OUTPUTS = 8, WIDE_OUTPUTS = 6 };
+
+static inline int64_t packed_width(int64_t rows) { return rows <= NARROW ? NARROW : WIDE_GROUP; }
+
+/* Numbers that rows of so many inputs take: whole groups, whose last may have lanes that nobody writes or reads. */
+static inline int64_t packed_size(int64_t rows, int64_t inputs) {
+    const int64_t width = packed_width(rows);
+    return (rows + width - 1) / width * width * inputs;
+}
+
+/* Numbers of a row, from its input `first` on, to their place in groups of inputs x width. */
+static inline void pack_row(const float *numbers, int64_t row, int64_t first, int64_t count, int64_t rows, int64_t inputs,
+                            float *packed) {
+    const int64_t width = packed_width(rows);
+    float *const place = packed + row / width * width * inputs + first * width + row % width;
+    for (int64_t i = 0; i < count; i++) place[i * width] = numbers[i];
+}
+
+/* products[r][o] = row r . weight[o] of one group and a few outputs, all kept in registers: `vectors` and `outputs` are
+ * constants wherever it is called. */
+static inline __attribute__((always_inline)) void packed_tile(const int vectors, const int outputs, const float *packed,
+                                                              int64_t rows, int64_t inputs, const float *weight,
+                                                              float *products, int64_t products_stride) {
+    vec sums[NARROW_OUTPUTS][2];
+#pragma GCC unroll 8
+    for (int o = 0; o < outputs; o++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) sums[o][v] = (vec){0};
+    for (int64_t i = 0; i < inputs; i += LANES) {
+        /* What the next tile reads here; left alone, the processor looks no further than a row. */
+#pragma GCC unroll 8
+        for (int o = 0; o < outputs; o++) __builtin_prefetch(weight + (outputs + o) * inputs + i);
+#pragma GCC unroll 2
+        for (int64_t j = i; j < i + LANES; j++) {
+            const vec *const states = (const vec *)packed + j * vectors;
+#pragma GCC unroll 8
+            for (int o = 0; o < outputs; o++)
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; v++) sums[o][v] += weight[o * inputs + j] * states[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < outputs; o++)
+        for (int64_t r = 0; r < rows; r++) products[r * products_stride + o] = sums[o][r / LANES][r % LANES];
+}
+
+/* The same of all groups, which read the weights from the first cache after the first of them. */
+static inline __attribute__((always_inline)) void packed_outputs(const int vectors, const int outputs,
+                                                                 const float *packed, int64_t rows, int64_t inputs,
+                                                                 const float *weight, float *products,
+                                                                 int64_t products_stride) {
+    const int64_t width = vectors * LANES;
+    for (int64_t first = 0; first < rows; first += width, packed += inputs * width)
+        packed_tile(vectors, outputs, packed, least(width, rows - first), inputs, weight,
+                    products + first * products_stride, products_stride);
+}
+
+/* The same for the outputs from `begin` to `end`. */
+static inline __attribute__((always_inline)) void packed_range(const int vectors, const int outputs,
+                                                               const float *packed, int64_t rows, int64_t inputs,
+                                                               const float *weight, int64_t begin, int64_t end,
+                                                               float *products, int64_t products_stride) {
+    int64_t o = begin;
+    for (; o + outputs <= end; o += outputs)
+        packed_outputs(vectors, outputs, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+    for (; o + 4 <= end; o += 4)
+        packed_outputs(vectors, 4, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+    for (; o < end; o++)
+        packed_outputs(vectors, 1, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+}
+
+/* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, all rows. */
+static void multiply_packed(const float *packed, int64_t rows, int64_t inputs, const float *weight, int64_t begin,
+                            int64_t end, float *products, int64_t products_stride) {
+    if (packed_width(rows) == NARROW)
+        packed_range(1, NARROW_OUTPUTS, packed, rows, inputs, weight, begin, end, products, products_stride);
+    else
+        packed_range(2, WIDE_OUTPUTS, packed, rows, inputs, weight, begin, end, products, products_stride);
+}
+
+#endif
