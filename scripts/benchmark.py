@@ -13,8 +13,9 @@ and what memory the earlier ones have left at hand makes the later ones faster, 
 
 Peak memory is what the process (on a GPU: its tensors) grew by at the highest, weights included, from before the model
 was loaded. The share of the roofline compares the work that the mathematics asks for with what this machine does
-in one large matrix product (forward, train) or in copying memory (generate), both measured here. Generation is the
-composite's own `generate`, with text encoder and codec so small that the decoder is what counts.
+in one large matrix product of the same type (forward, train, encode, decode, text) or in copying memory (generate), all
+measured here. Generation is the composite's own `generate`, with text encoder and codec so small that the decoder is
+what counts.
 """
 
 from __future__ import annotations
@@ -309,34 +310,39 @@ class Session:
 class Roofline:
     """What the machine does at its best."""
 
-    flops_per_s: float
-    """Of one large matrix product in the run's dtype."""
+    flops_per_s: Mapping[torch.dtype, float]
+    """Of one large matrix product in that type."""
     bytes_per_s: float
     """Of a copy of a large block, bytes read plus bytes written."""
 
-    def share(self, work: Work | None, seconds: float) -> float | None:
-        """The share of it that some work reached; None for work that is not counted."""
-        if work is None or not (work.flops or work.bytes_read):
-            return None
-        return max(work.flops / self.flops_per_s, work.bytes_read / self.bytes_per_s) / seconds
+    def share(self, work: Work, dtype: torch.dtype, seconds: float) -> float:
+        """The share of it that some work in that type reached."""
+        return max(work.flops / self.flops_per_s[dtype], work.bytes_read / self.bytes_per_s) / seconds
 
 
 def measure_roofline(plan: Plan) -> Roofline:
-    """Time a matrix product and a copy."""
+    """Time a matrix product, in float32 and in the type of the run, and a copy."""
     progress("matrix product and copy")
-    largest, block = (8192, 2**30) if plan.device == "cuda" else (2048, 2**28)
-    side = 256
-    while True:
-        left, right = (torch.randn(side, side, device=plan.device).to(plan.dtype) for _ in range(2))
-        product_s = fastest(lambda left=left, right=right: left @ right, plan.device)
-        # Where a processor has no instructions for the type, small ones take long enough.
-        if side == largest or product_s > 0.1:
-            break
-        side *= 2
-    source = torch.ones(block, dtype=torch.uint8, device=plan.device)
+    source = torch.ones(2**30 if plan.device == "cuda" else 2**28, dtype=torch.uint8, device=plan.device)
     target = torch.empty_like(source)
     copy_s = fastest(lambda: target.copy_(source), plan.device)
-    return Roofline(flops_per_s=2 * side**3 / product_s, bytes_per_s=2 * block / copy_s)
+    return Roofline(
+        flops_per_s={dtype: product_flops_per_s(plan.device, dtype) for dtype in (torch.float32, plan.dtype)},
+        bytes_per_s=2 * len(source) / copy_s,
+    )
+
+
+def product_flops_per_s(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of one large matrix product."""
+    largest = 8192 if device == "cuda" else 2048
+    side = 256
+    while True:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = fastest(lambda left=left, right=right: left @ right, device)
+        # Where a processor has no instructions for the type, small ones take long enough.
+        if side == largest or seconds > 0.1:
+            return 2 * side**3 / seconds
+        side *= 2
 
 
 def fastest(action: Callable[[], object], device: str, least_s: float = 0.5) -> float:
@@ -354,7 +360,9 @@ def fastest(action: Callable[[], object], device: str, least_s: float = 0.5) -> 
 def best_of(rooflines: Sequence[Roofline]) -> Roofline:
     """The best of measurements at different times, since another program can only make one worse."""
     return Roofline(
-        flops_per_s=max(roofline.flops_per_s for roofline in rooflines),
+        flops_per_s={
+            dtype: max(roofline.flops_per_s[dtype] for roofline in rooflines) for dtype in rooflines[0].flops_per_s
+        },
         bytes_per_s=max(roofline.bytes_per_s for roofline in rooflines),
     )
 
@@ -459,12 +467,12 @@ class Report:
 
     def markdown(self) -> str:
         """A list of circumstances and a table."""
-        roofline = self.roofline
-        facts = {
-            **self.environment,
-            "roofline": f"matrix product {roofline.flops_per_s / 1e9:,.0f} GFLOP/s in {self.plan.dtype_name}, copy "
-            f"{roofline.bytes_per_s / 1e9:,.1f} GB/s (read plus written)",
-        }
+        products = (
+            f"matrix product {flops_per_s / 1e9:,.0f} GFLOP/s in {name_of(dtype)}"
+            for dtype, flops_per_s in self.roofline.flops_per_s.items()
+        )
+        copy = f"copy {self.roofline.bytes_per_s / 1e9:,.1f} GB/s (read plus written)"
+        facts = {**self.environment, "roofline": ", ".join((*products, copy))}
         columns = (
             "case",
             f"{OURS}, median (min-max)",
@@ -482,7 +490,7 @@ class Report:
 
     def _cells(self, row: Row) -> list[str]:
         rate = row.rate(row.ours)
-        share = self.roofline.share(row.work, row.ours.median)
+        share = self._share(row)
         memory = [megabytes(side.peak_bytes) for side in (row.ours, row.theirs)]
         return [
             row.title,
@@ -495,12 +503,21 @@ class Report:
             row.remark,
         ]
 
+    def _share(self, row: Row) -> float | None:
+        """Of the roofline, for this side; None for what is not counted."""
+        if row.work is None:
+            return None
+        return self.roofline.share(row.work, TASKS[row.case].precision(self.plan), row.ours.median)
+
     def as_json(self) -> dict[str, Any]:
         """The same and every single time, for programs."""
         return {
             "environment": dict(self.environment),
             "plan": dataclasses.asdict(self.plan),
-            "roofline": dataclasses.asdict(self.roofline),
+            "roofline": {
+                "flops_per_s": {name_of(dtype): number for dtype, number in self.roofline.flops_per_s.items()},
+                "bytes_per_s": self.roofline.bytes_per_s,
+            },
             "equal": self.equal,
             "rows": [self._json_row(row) for row in self.rows],
         }
@@ -517,10 +534,15 @@ class Report:
             **sides,
             "ratio": row.ratio,
             "rate_unit": None if row.work is None else row.work.unit,
-            "roofline_share": self.roofline.share(row.work, row.ours.median),
+            "roofline_share": self._share(row),
             "equal": None if row.agreement is None else row.agreement.holds,
             "remark": row.remark,
         }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As the command line has it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 if __name__ == "__main__":

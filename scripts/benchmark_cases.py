@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from benchmark_costs import Work, forward_flops, states_read, weights_read_per_step
+from benchmark_costs import (
+    Work,
+    codec_flops,
+    forward_flops,
+    search_flops,
+    states_read,
+    text_flops,
+    weights_read_per_step,
+)
 from benchmark_plan import Plan
 from safetensors.torch import load_file
 from torch import nn
@@ -219,10 +227,6 @@ class CodecTask(Task):
     def title(cls, plan: Plan) -> str:
         return f"{cls.name}, {plan.size.audio_seconds:g} s, float32"
 
-    @staticmethod
-    def work(plan: Plan) -> Work:
-        return Work(plan.size.audio_seconds, "x real time")
-
 
 class Encode(CodecTask):
     """Audio to codes."""
@@ -236,6 +240,10 @@ class Encode(CodecTask):
     def results(self) -> Tensors:
         return {"codes": self.codes}
 
+    @staticmethod
+    def work(plan: Plan) -> Work:
+        return Work(plan.size.audio_seconds, "x real time", flops=codec_flops(plan) + search_flops(plan))
+
 
 class Decode(CodecTask):
     """Codes to audio."""
@@ -248,6 +256,10 @@ class Decode(CodecTask):
 
     def results(self) -> Tensors:
         return {"audio": self.audio}
+
+    @staticmethod
+    def work(plan: Plan) -> Work:
+        return Work(plan.size.audio_seconds, "x real time", flops=codec_flops(plan))
 
 
 class EncodeText(Task):
@@ -270,7 +282,7 @@ class EncodeText(Task):
 
     @staticmethod
     def work(plan: Plan) -> Work:
-        return Work(plan.size.texts * plan.size.tokens, "tokens/s")
+        return Work(plan.size.texts * plan.size.tokens, "tokens/s", flops=text_flops(plan))
 
 
 class Load(Task):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from benchmark_plan import Plan
@@ -30,6 +31,44 @@ def forward_flops(plan: Plan) -> float:
     layer = steps * per_step + text * per_text_state + attention
     heads = steps * width * decoder["vocab_size"] * decoder["num_codebooks"]
     return 2.0 * plan.batch * (decoder["num_hidden_layers"] * layer + heads)
+
+
+def text_flops(plan: Plan) -> float:
+    """Operations of the text encoder, two for each multiplication; padding is computed like everything else."""
+    t5, tokens = plan.size.text_encoder, plan.size.tokens
+    inner = t5["num_heads"] * t5["d_kv"]
+    weights = 4 * t5["d_model"] * inner + 2 * t5["d_model"] * t5["d_ff"]  # q, k, v, out; feed-forward
+    attention = 2 * inner * tokens  # scores and sums
+    return 2.0 * plan.size.texts * tokens * t5["num_layers"] * (weights + attention)
+
+
+def codec_flops(plan: Plan) -> float:
+    """Operations of EnCodec's encoder, or of its decoder, which has the same layers in reverse order.
+
+    Two for each multiplication of a convolution, padding included, or of the LSTM; for audio of whole frames.
+    """
+    codec = plan.size.codec
+    steps, width = _samples(plan), codec["num_filters"]
+    products = steps * 7 * width  # 7 taps, of one channel
+    for ratio in reversed(codec["upsampling_ratios"]):
+        products += steps * (3 + 1) * width * (width // 2)  # a residual block: 3 taps to half the width, one back
+        steps //= ratio
+        products += steps * 2 * ratio * width * (2 * width)
+        width *= 2
+    products += codec["num_lstm_layers"] * steps * 8 * width**2  # four gates, of the input and of the step before
+    products += steps * 7 * width * codec["hidden_size"]
+    return 2.0 * products
+
+
+def search_flops(plan: Plan) -> float:
+    """Operations of comparing each frame of the codec with all entries of all codebooks."""
+    codec = plan.size.codec
+    frames = _samples(plan) // math.prod(codec["upsampling_ratios"])
+    return 2.0 * frames * plan.size.decoder["num_codebooks"] * codec["codebook_size"] * codec["codebook_dim"]
+
+
+def _samples(plan: Plan) -> int:
+    return int(plan.size.codec["sampling_rate"] * plan.size.audio_seconds)
 
 
 def weights_read_per_step(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -20,6 +21,7 @@ import benchmark_plan
 import benchmark_tools
 import pytest
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,9 +75,9 @@ def test_run_from_the_command_line(tmp_path: Path) -> None:
             assert row[side]["rate"] is None or row[side]["rate"] > 0
         assert math.isfinite(row["ratio"])
         assert row["ratio"] > 0
-    counted = {row["case"]: row["roofline_share"] for row in report["rows"] if row["roofline_share"] is not None}
-    assert set(counted) == {"forward", "train", "generate-1", "generate-8"}
-    assert all(0 < share < 1 for share in counted.values())
+    counted = [row for row in report["rows"] if row["rate_unit"] is not None]
+    assert [row["case"] for row in counted] == [case for case in CASES if case != "load"]
+    assert all(0 < row["roofline_share"] < 1 for row in counted)
     # 9 steps give 6 frames of 4 codebooks, for 1 and for 8 rows: so many codes were compared.
     remarks = {row["case"]: row["remark"] for row in report["rows"]}
     assert remarks["generate-1"].startswith("24 codes identical")
@@ -161,7 +163,7 @@ def test_other_results_are_told_and_fail_the_run(
         yield benchmark.Row("train", "train step", side, side, agreement)
 
     monkeypatch.setattr(benchmark, "measure_tasks", with_other_results)
-    monkeypatch.setattr(benchmark, "measure_roofline", lambda plan: benchmark.Roofline(1e9, 1e9))
+    monkeypatch.setattr(benchmark, "measure_roofline", lambda plan: benchmark.Roofline({torch.float32: 1e9}, 1e9))
     assert benchmark.main([*TINY, "--only", "train"]) == 1
     assert "| loss 5e-02 **DIFFERENT** |" in capsys.readouterr().out
 
@@ -218,6 +220,34 @@ def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType, monk
     assert benchmark_cases.TASKS["train"].work(plan).flops == 3 * benchmark_costs.forward_flops(plan)
 
 
+def test_operations_of_the_text_encoder_are_what_torch_counts(benchmark: ModuleType) -> None:
+    plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
+    size = plan.size
+    model = transformers.T5EncoderModel(transformers.T5Config(**size.text_encoder)).eval()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(size.texts, size.tokens, dtype=torch.long))
+    assert benchmark_cases.EncodeText.work(plan).flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("codec", ["test", "tiny"])
+def test_operations_of_the_codec_are_what_torch_counts(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    sizes = benchmark_plan.SIZES
+    size = dataclasses.replace(sizes["test"], codec=sizes[codec].codec, audio_seconds=0.1)
+    monkeypatch.setitem(sizes, "test", size)
+    plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
+    # In float64, since the LSTM is one call to oneDNN in float32, within which torch counts nothing.
+    model = transformers.EncodecModel(transformers.EncodecConfig(**size.codec)).double().eval()
+    audio = torch.zeros(1, 1, int(size.codec["sampling_rate"] * size.audio_seconds), dtype=torch.float64)
+    with torch.no_grad(), FlopCounterMode(display=False) as encoding:
+        codes = model.encode(audio).audio_codes
+    with torch.no_grad(), FlopCounterMode(display=False) as decoding:
+        model.decode(codes, [None])
+    assert benchmark_cases.Encode.work(plan).flops == encoding.get_total_flops()
+    assert benchmark_cases.Decode.work(plan).flops == decoding.get_total_flops()
+
+
 def test_weights_read_in_a_step_of_generation(benchmark: ModuleType) -> None:
     plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder))
@@ -241,11 +271,24 @@ def test_states_read_by_a_generation(benchmark: ModuleType) -> None:
 
 
 def test_share_of_the_roofline(benchmark: ModuleType) -> None:
-    roofline = benchmark.Roofline(flops_per_s=100.0, bytes_per_s=10.0)
-    assert roofline.share(benchmark_costs.Work(1, "frames/s", flops=150.0), seconds=3.0) == 0.5
-    assert roofline.share(benchmark_costs.Work(1, "frames/s", bytes_read=4.0), seconds=2.0) == 0.2
-    assert roofline.share(benchmark_costs.Work(1, "tokens/s"), seconds=2.0) is None
-    assert roofline.share(None, seconds=2.0) is None
+    roofline = benchmark.Roofline({torch.float32: 100.0, torch.bfloat16: 400.0}, bytes_per_s=10.0)
+    work = benchmark_costs.Work(1, "frames/s", flops=150.0)
+    assert roofline.share(work, torch.float32, seconds=3.0) == 0.5
+    assert roofline.share(work, torch.bfloat16, seconds=3.0) == 0.125
+    assert roofline.share(benchmark_costs.Work(1, "frames/s", bytes_read=4.0), torch.float32, seconds=2.0) == 0.2
+
+
+def test_the_codecs_share_is_that_of_products_in_float32(benchmark: ModuleType) -> None:
+    plan = benchmark_plan.Plan.of(benchmark.parse([*TINY, "--dtype", "bfloat16"]))
+    roofline = benchmark.Roofline({torch.float32: 1e9, torch.bfloat16: 8e9}, bytes_per_s=1e9)
+    side = benchmark.Measurement([2.0], None)
+    rows = [
+        benchmark.Row(case, case, side, side, work=benchmark_costs.Work(1, "a second", flops=1e9))
+        for case in ("encode", "text")
+    ]
+    report = benchmark.Report(plan, {}, roofline, rows)
+    assert [row["roofline_share"] for row in report.as_json()["rows"]] == [0.5, 0.0625]
+    assert "matrix product 1 GFLOP/s in float32, matrix product 8 GFLOP/s in bfloat16, copy 1.0" in report.markdown()
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
