@@ -41,7 +41,7 @@ import torch
 from benchmark_cases import TASKS, Side, Task, Tensors
 from benchmark_costs import Work
 from benchmark_models import write_models
-from benchmark_plan import DTYPES, OURS, PLAN_FILE, SIZES, THEIRS, Plan
+from benchmark_plan import DTYPES, OURS, PLAN_FILE, SIZES, THEIRS, Plan, require_a_frame
 from benchmark_tools import (
     PeakMemory,
     add_device,
@@ -128,9 +128,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     settle_device(parser, options)
     require_folders(parser, options.json, options.markdown)
-    least = SIZES[options.size].decoder["num_codebooks"]
-    if options.new_tokens is not None and options.new_tokens < least:
-        parser.error(f"--new-tokens {options.new_tokens}: the delay of {least} codebooks needs {least} at least")
+    require_a_frame(parser, options)
     return options
 
 
@@ -326,8 +324,9 @@ def measure_roofline(plan: Plan) -> Roofline:
     source = torch.ones(2**30 if plan.device == "cuda" else 2**28, dtype=torch.uint8, device=plan.device)
     target = torch.empty_like(source)
     copy_s = fastest(lambda: target.copy_(source), plan.device)
+    dtypes = [torch.float32] if plan.dtype == torch.float32 else [torch.float32, plan.dtype]
     return Roofline(
-        flops_per_s={dtype: product_flops_per_s(plan.device, dtype) for dtype in (torch.float32, plan.dtype)},
+        flops_per_s={dtype: product_flops_per_s(plan.device, dtype) for dtype in dtypes},
         bytes_per_s=2 * len(source) / copy_s,
     )
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_plan import SIZES, Plan
-from benchmark_tools import add_device, fact_lines, progress, settle_device, synchronize
+from benchmark_plan import SIZES, Plan, require_a_frame
+from benchmark_tools import add_device, fact_lines, positive, progress, settle_device, synchronize
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models.delay_pattern import training_labels
@@ -51,17 +51,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_device(parser)
     parser.add_argument("--size", choices=SIZES, default="42m", help="of the decoder (default: 42m)")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each number (default: 3)")
+    parser.add_argument("--threads", type=positive, help="of torch (default: torch's own choice)")
+    parser.add_argument("--repeats", type=positive, default=3, help="timed runs of each number (default: 3)")
     parser.add_argument("--only", nargs="+", choices=VALUES, metavar="AXIS", help="of: %(choices)s")
-    parser.add_argument("--largest", type=int, default=1500, help="leave out larger values (default: none)")
-    parser.add_argument("--new-tokens", type=int, help="steps of generation, but for the table of frames (default: 53)")
+    parser.add_argument("--largest", type=positive, default=1500, help="leave out larger values (default: none)")
+    parser.add_argument(
+        "--new-tokens", type=positive, default=53, help="steps of generation, but for the table of frames (default: 53)"
+    )
     parser.set_defaults(dtype="float32", batch=None, frames=None, compile=False)
     options = parser.parse_args(arguments)
     settle_device(parser, options)
-    if min(options.repeats, options.largest, options.threads or 1) < 1:
-        parser.error("--repeats, --threads and --largest must be 1 or more")
-    options.new_tokens = options.new_tokens or 53
+    require_a_frame(parser, options)
     return options
 
 
@@ -82,7 +82,7 @@ def points(axis: str, plan: Plan, largest: int) -> Iterator[Point]:
         if value > largest:
             return
         point = replace(usual, **{axis: value})
-        yield replace(point, new_tokens=value + 3) if axis == "frames" else point
+        yield replace(point, new_tokens=value + plan.size.delay) if axis == "frames" else point
 
 
 def row(axis: str, point: Point, plan: Plan) -> str:
@@ -96,7 +96,7 @@ def row(axis: str, point: Point, plan: Plan) -> str:
         model.generate(encoder_hidden_states=text, max_new_tokens=point.new_tokens, guidance_scale=3.0, do_sample=False)
 
     generated = median_s(generate, plan)
-    rates = point.batch * point.frames / trained, point.batch * (point.new_tokens - 3) / generated
+    rates = point.batch * point.frames / trained, point.batch * (point.new_tokens - plan.size.delay) / generated
     return (
         f"| {getattr(point, axis)} | {1e3 * trained:,.0f} ms | {rates[0]:,.0f} "
         f"| {1e3 * generated / point.new_tokens:,.1f} ms | {rates[1]:,.0f} |"

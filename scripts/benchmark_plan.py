@@ -35,6 +35,11 @@ class Size:
     texts: int = 8
     tokens: int = 64
 
+    @property
+    def delay(self) -> int:
+        """Steps that a generation takes beyond its frames, since the last codebook comes so many after the first."""
+        return int(self.decoder["num_codebooks"]) - 1
+
 
 def _decoder(width: int, layers: int, heads: int, ffn: int, codes: int = 2048) -> dict[str, Any]:
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), codes)
@@ -160,8 +165,8 @@ class Plan:
 
     @property
     def new_frames(self) -> int:
-        """Frames that one generation gives: the delay of the last codebook takes steps, too."""
-        return self.new_tokens + 1 - int(self.size.decoder["num_codebooks"])
+        """Frames that one generation gives."""
+        return self.new_tokens - self.size.delay
 
     def environment(self, script: str, arguments: Sequence[str]) -> dict[str, str]:
         """Where, when and with what a run of a script took place."""
@@ -173,3 +178,10 @@ class Plan:
             device=self.device,
             decoder=f"{self.size_name} ({self.size.description}), {self.dtype_name}, {self.repeats} timed runs a case",
         )
+
+
+def require_a_frame(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse --new-tokens that give no frame."""
+    least = SIZES[options.size].delay + 1
+    if options.new_tokens is not None and options.new_tokens < least:
+        parser.error(f"--new-tokens {options.new_tokens}: the delay of {least} codebooks needs {least} at least")
