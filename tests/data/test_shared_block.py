@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from musicgen_train.data import shared_block
 from musicgen_train.data.shared_block import SharedBlock, take_block
 
 ITEMS = 60
@@ -44,13 +43,6 @@ def same(item: Message) -> Message:
     return item
 
 
-@pytest.fixture(autouse=True)
-def nothing_received() -> Iterator[None]:
-    shared_block._received_from.clear()
-    yield
-    shared_block._received_from.clear()
-
-
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_blocks_are_used_again_and_keep_what_is_in_them(start: str) -> None:
     loader = DataLoader(
@@ -72,23 +64,36 @@ def test_blocks_are_used_again_and_keep_what_is_in_them(start: str) -> None:
     assert len(names) <= 2 * 7
 
 
+def blocks_of_new_workers() -> list[weakref.ref[SharedBlock]]:
+    """All that two workers send, from their start to their end; nothing here keeps them."""
+    blocks = []
+    for message in DataLoader(Messages(), batch_size=None, collate_fn=same, num_workers=2):
+        message.block.busy = False
+        blocks.append(weakref.ref(message.block))
+    return blocks
+
+
 def test_blocks_of_workers_that_have_ended_are_forgotten() -> None:
-    for _ in range(3):
-        for message in DataLoader(Messages(), batch_size=None, collate_fn=same, num_workers=2):
-            message.block.busy = False
-    assert len({process for process, _ in shared_block._received_from}) <= 2
+    ended = blocks_of_new_workers()
+    assert all(block() is not None for block in ended)
+    blocks_of_new_workers()
+    assert all(block() is None for block in ended)
 
 
-def test_a_block_that_is_free_and_large_enough_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_block, "_own", [])
-    first = take_block(100)
-    second = take_block(100)
+def test_a_block_that_is_free_and_large_enough_is_taken_again() -> None:
+    # Larger than those of other tests in this process, if there are any.
+    size = 1_000_000
+    first, second = take_block(size), take_block(size)
     assert first is not second
     first.busy = False
-    assert take_block(100) is first
+    assert take_block(size) is first
     second.busy = False
-    larger = take_block(1000)
-    assert larger.bytes.shape[0] >= 1000
+    larger = take_block(10 * size)
+    assert larger.bytes.shape[0] >= 10 * size
     assert larger.bytes.dtype == torch.uint8
-    # The free one was too small and is gone; the other is in use.
-    assert shared_block._own == [first, larger]
+    # The free one was too small and is gone; the other is in use, and stays.
+    gone = weakref.ref(second)
+    del second
+    assert gone() is None
+    first.busy = False
+    assert take_block(size) is first
