@@ -96,16 +96,19 @@ def attend(
     queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
 ) -> torch.Tensor:
     """The values mixed by attention, fused: `(batch, heads, queries, head_width)`."""
+    states = (queries_BNSH, keys_BNLH, values_BNLH)
+    if can_attend_natively(*states, mask.allowed, dropout):
+        allowed_BL = None if mask.allowed is None else mask.allowed[:, 0, 0]
+        return attend_natively(*states, allowed_BL, mask.causal)
     dtype = queries_BNSH.dtype
     if computed_in(dtype, queries_BNSH.device) == dtype:
-        return _fused_attention(queries_BNSH, keys_BNLH, values_BNLH, mask, dropout)
+        return _torchs_attention(*states, mask, dropout)
 
     def in_float32(*rounded: torch.Tensor) -> torch.Tensor:
         with without_autocast(queries_BNSH.device):
             queries, keys, values = (states.float() for states in rounded)
-            return _fused_attention(queries, keys, values, mask, dropout).to(dtype)
+            return _torchs_attention(queries, keys, values, mask, dropout).to(dtype)
 
-    states = (queries_BNSH, keys_BNLH, values_BNLH)
     if not any(each.requires_grad for each in states):
         return in_float32(*states)
     # Done again in the backward pass, which then needs none of the float32 copies.
@@ -113,12 +116,9 @@ def attend(
     return mixed
 
 
-def _fused_attention(
+def _torchs_attention(
     queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
 ) -> torch.Tensor:
-    if can_attend_natively(queries_BNSH, keys_BNLH, values_BNLH, mask.allowed, dropout):
-        allowed_BL = None if mask.allowed is None else mask.allowed[:, 0, 0]
-        return attend_natively(queries_BNSH, keys_BNLH, values_BNLH, allowed_BL, mask.causal)
     return F.scaled_dot_product_attention(
         queries_BNSH, keys_BNLH, values_BNLH, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal
     )

@@ -17,6 +17,7 @@ from torch import nn
 
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.loss import rows_at_once
+from musicgen_train.models.native.attention import is_available
 from musicgen_train.models.products import computed_in
 from musicgen_train.training.adapters import AdapterRecord
 
@@ -202,8 +203,8 @@ class ModelMemory:
         if not step.checkpointing:
             return self._saved_once(step) + sum(saved) + beginning
         inputs = len(layers) * positions * config.hidden_size * step.weight_dtype.itemsize
-        if not self._is_native(step):
-            # And attention once more in it: its queries, keys, values and results in float32, and their gradients.
+        if step.rounds and self._device.type == "cpu":
+            # And attention in it: its queries, keys, values and results in float32, and their gradients.
             saved = [size + 2 * 4 * positions * config.hidden_size * 4 for size in saved]
         return self._saved_once(step) + inputs + max([beginning, *saved])
 
@@ -231,11 +232,12 @@ class ModelMemory:
         positions, text = step.clips * step.frames, step.clips * step.text_length
         norms = 3 * (width * step.weight_dtype.itemsize + _STATISTICS)
         attentions = (3 + 1) * width * size
-        if self._is_native(step):
+        repeated = self._repeats_attention(step)
+        if not repeated:
             attentions += 2 * (width * size + config.num_attention_heads * 4)
         dropped = 3 * width * self._dropout_mask(size) if config.dropout else 0
         saved = positions * (norms + attentions + config.ffn_dim * size + dropped) + text * 2 * width * size
-        shared = {"text"} | (_ATTENDED if self._is_native(step) else set())  # the text once for all layers
+        shared = {"text"} | (set() if repeated else _ATTENDED)  # the text once for all layers
         if config.activation_function == "gelu" and not config.activation_dropout:
             shared |= {product.takes for product in products if product.takes == "activated" and not product.adapted}
         for product in products:
@@ -299,6 +301,14 @@ class ModelMemory:
     def _is_native(self, step: Step) -> bool:
         """Whether the device multiplies in the precision asked for: see `models.products`."""
         return computed_in(step.product_dtype, self._device) == step.product_dtype
+
+    def _repeats_attention(self, step: Step) -> bool:
+        """Whether attention is done again in the backward pass: see `models.attention.attend`."""
+        config = self._config
+        in_c = self._device.type == "cpu" and is_available(
+            config.hidden_size // config.num_attention_heads, config.attention_dropout
+        )
+        return not in_c and not self._is_native(step)
 
     def _saved_once(self, step: Step) -> int:
         """Codes to embed, dropout of the embeddings, and the states of the text."""

@@ -85,6 +85,24 @@ def test_scores_that_differ_by_far(variant: None) -> None:
     assert_same(queries, keys, values, None, causal=True, atol=5e-4)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_in_bfloat16_operands_and_results_are_rounded(causal: bool) -> None:
+    given = [states(70, 32, side_by_side=True).detach().bfloat16().requires_grad_() for _ in range(3)]
+    seen = None if causal else some_seen(70)
+    exact = [each.detach().double().requires_grad_() for each in given]
+    expected = by_definition(*exact, seen, causal)
+    found = native_attention.attend_natively(*given, seen, causal)
+    assert found.dtype == torch.bfloat16
+    # Half a unit in the last of eight digits.
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
+    gradient = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, given, gradient)
+    for one, of_one in zip(gradients, torch.autograd.grad(expected, exact, gradient.double()), strict=True):
+        assert one.dtype == torch.bfloat16
+        # The rounded result is part of it, so that a gradient near zero has an error of its own.
+        torch.testing.assert_close(one.double(), of_one, rtol=2**-7, atol=5e-3 * float(of_one.abs().max()))
+
+
 def test_a_gradient_of_one_number_for_all() -> None:
     queries, keys, values = (states(20, 32, side_by_side=True) for _ in range(3))
     native_attention.attend_natively(queries, keys, values, None, causal=True).sum().backward()
@@ -116,6 +134,8 @@ def test_is_torchs_where_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can(queries, keys, values, allowed=torch.ones(BATCH, 1, 1, 20, dtype=torch.bool))
     assert not can(queries, keys, values, allowed=torch.ones(BATCH, 1, 20, 20, dtype=torch.bool))
     assert not can(queries, keys, values, dropout=0.1)
+    assert can(queries.bfloat16(), keys.bfloat16(), values.bfloat16())
+    assert not can(queries.bfloat16(), keys, values)
     assert not can(queries.double(), keys.double(), values.double())
     assert not can(queries[:, :, :1], keys, values)
     assert not can(queries[..., :20], keys[..., :20], values[..., :20])
