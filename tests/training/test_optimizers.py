@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from tiny_run import RunWith
 from torch import nn
 
-from musicgen_train.training.optimizers import adamw, require_8bit
+from musicgen_train.training.optimizers import adamw, adamw_8bit
 
 
 def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.Tensor:
@@ -55,10 +59,32 @@ def test_8_bits_need_a_package(run_with: RunWith, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_either_package_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    for installed in ("bitsandbytes", "torchao"):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name, installed=installed: name == installed or None)
-        require_8bit()
+def pretend(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Let a package be found whose optimizer is what it was made of."""
+
+    def made_of(parameters: list[nn.Parameter], **settings: Any) -> Any:
+        return package, parameters, settings
+
+    for name in (package, f"{package}.optim"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, loader=None)
+        module.AdamW8bit = made_of  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize(
+    ("installed", "taken"),
+    [({"bitsandbytes"}, "bitsandbytes"), ({"torchao"}, "torchao"), ({"bitsandbytes", "torchao"}, "bitsandbytes")],
+)
+def test_8_bits_are_those_of_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], taken: str
+) -> None:
+    for package in ("bitsandbytes", "torchao"):
+        monkeypatch.setitem(sys.modules, package, None)  # not found, even where it is installed
+    for package in installed:
+        pretend(monkeypatch, package)
+    parameter = nn.Parameter(torch.ones(3))
+    assert adamw_8bit([parameter], **SETTINGS) == (taken, [parameter], SETTINGS)  # type: ignore[arg-type]
 
 
 def test_adafactor_trains(run_with: RunWith, tmp_path: Path) -> None:
