@@ -53,6 +53,9 @@ class FixedStep(DecodeStep):
         device = weights.embeddings.device
         self._place_1 = torch.full((1,), cache.length, device=device)
         self._places_S = torch.arange(self._capacity, device=device)
+        self._dtype = weights.embeddings.dtype
+        if self._text_mask is not None:
+            self._text_mask = _as_bias(self._text_mask, self._dtype)
 
     @property
     def border(self) -> int:
@@ -68,7 +71,7 @@ class FixedStep(DecodeStep):
     def logits(self, ids_BK: torch.Tensor, border: int) -> torch.Tensor:
         """What a call returns. Nothing moves on: done twice, it gives the same."""
         self._read_S = slice(0, border)
-        self._seen_S = self._places_S[self._read_S] <= self._place_1
+        self._bias_S = _as_bias(self._places_S[self._read_S] <= self._place_1, self._dtype)
         return self._logits(ids_BK)
 
     def move_on(self) -> None:
@@ -91,8 +94,16 @@ class FixedStep(DecodeStep):
         keys.index_copy_(2, self._place_1, keys_RN1H)
         values.index_copy_(2, self._place_1, values_RN1H)
         return F.scaled_dot_product_attention(
-            queries_RN1H, keys[:, :, self._read_S], values[:, :, self._read_S], attn_mask=self._seen_S[None, None, None]
+            queries_RN1H, keys[:, :, self._read_S], values[:, :, self._read_S], attn_mask=self._bias_S[None, None, None]
         )
+
+
+def _as_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What attention adds to its logits for a mask of bools, from which each layer would make it anew, by several
+    kernels. Rows begin at multiples of eight, as attention on a GPU wants them."""
+    length = seen.shape[-1]
+    hidden = F.pad(~seen, (0, -length % 8), value=True)
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))[..., :length]
 
 
 class GraphedStep:
