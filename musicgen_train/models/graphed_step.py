@@ -5,8 +5,10 @@ Axes: B batch, R rows (B, or 2 B under guidance), K codebooks, N heads, H head w
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +24,9 @@ _BORDER = 256
 _STEPS_WORTH_A_GRAPH = 16
 # Of logits, between a graph's first run and the same done kernel by kernel; in bfloat16 they have three digits.
 _TOLERANCE = 0.02
+# Graphs whose recording failed. torch's allocator may go on asking them for ever whether they are still being recorded
+# (github.com/pytorch/pytorch/pull/180395), so they stay, and no other graph is begun.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class FixedStep(DecodeStep):
@@ -120,7 +125,7 @@ class GraphedStep:
         self._step = step
         self._border = 0
         self._replay: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._can_graph = True
+        self._can_graph = not _failed
 
     @torch.no_grad()
     def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
@@ -145,7 +150,9 @@ class GraphedStep:
             found = replay(ids_BK)
             difference = float((found - expected).norm() / expected.norm())
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            # Ending the capture that an error has spoiled is an error of its own, which says less.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            reason = " ".join(str(first).split())[:300]
         else:
             if difference <= _TOLERANCE:
                 return replay
@@ -165,17 +172,17 @@ def record(
         example: an argument.
     """
     argument = example.clone()
-    with torch.cuda.device(example.device):
-        # What libraries set up at a first call cannot be recorded.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+    here, aside = torch.cuda.current_stream(example.device), _aside(example.device)
+    graph = torch.cuda.CUDAGraph()
+    aside.wait_stream(here)
+    try:
+        # Goes back to the caller's stream also where recording cannot be ended; `torch.cuda.graph` alone then does not.
         with torch.cuda.stream(aside):
+            # What libraries set up at a first call cannot be recorded.
             function(argument)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        # Threads that load data may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = function(argument)
+            result = _record_into(graph, lambda: function(argument), aside)
+    finally:
+        here.wait_stream(aside)
 
     def replay(given: torch.Tensor) -> torch.Tensor:
         argument.copy_(given)
@@ -183,3 +190,38 @@ def record(
         return result
 
     return replay
+
+
+def _record_into(
+    graph: torch.cuda.CUDAGraph, function: Callable[[], torch.Tensor], stream: torch.cuda.Stream
+) -> torch.Tensor:
+    try:
+        # Threads that load data may use the device meanwhile.
+        with (
+            _default_generator_kept_out(stream.device),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            return function()
+    except RuntimeError:
+        _failed.append(graph)
+        raise
+
+
+@contextlib.contextmanager
+def _default_generator_kept_out(device: torch.device) -> Iterator[None]:
+    """Have a copy in the place of a device's default generator, which in torch 2.11 can draw no more once a recording
+    has failed, and training with it."""
+    generator = torch.cuda.default_generators[device.index]
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(state)
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which all graphs of a device are made: torch keeps memory for matrix products, up to tens of MB,
+    for each stream that has ever had any."""
+    return torch.cuda.Stream(device)

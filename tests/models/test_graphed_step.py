@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +161,118 @@ def test_without_a_graph_it_goes_on_and_says_so_once(
     assert ("not permitted" if fault == "refused" else "logits differ") in message
 
 
+class FakeCuda:
+    """What `record` asks of `torch.cuda`, and in which order; nothing is run on a device.
+
+    Args:
+        fault: an error while recording, and the one that ending the recording then is.
+    """
+
+    def __init__(self, fault: bool) -> None:
+        self.log: list[str] = []
+        self._fault = fault
+        self._current = self._stream("caller")
+        self.generator = SimpleNamespace(
+            graphsafe_get_state=lambda: "own",
+            clone_state=lambda: "copy",
+            graphsafe_set_state=lambda state: self.log.append(f"generator: {state}"),
+        )
+        self.default_generators = [self.generator]
+        self.Stream = lambda device: self._stream("aside")
+        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    def _stream(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name,
+            device=torch.device("cuda:0"),
+            wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
+        )
+
+    def current_stream(self, device: torch.device | None = None) -> SimpleNamespace:
+        return self._current
+
+    @contextlib.contextmanager
+    def stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        before, self._current = self._current, stream
+        try:
+            yield
+        finally:
+            self._current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: SimpleNamespace, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        # As torch's own: where ending raises, the stream is not set back.
+        before, self._current = self._current, stream
+        self.log.append("recording")
+        try:
+            yield
+        finally:
+            if self._fault:
+                raise RuntimeError("operation failed due to a previous error during capture")
+        self._current = before
+
+    def computed(self, argument: torch.Tensor) -> torch.Tensor:
+        self.log.append(f"computed on {self._current.name}")
+        if self._fault and "recording" in self.log:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return argument + 1
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> FakeCuda:
+    cuda = FakeCuda(request.param)
+    monkeypatch.setattr(graphed_step, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(graphed_step, "_failed", [])
+    graphed_step._aside.cache_clear()
+    return cuda
+
+
+@pytest.mark.parametrize("fake_cuda", [False], indirect=True)
+def test_recording_happens_on_a_stream_of_its_own(fake_cuda: FakeCuda) -> None:
+    replay = graphed_step.record(fake_cuda.computed, torch.zeros(2))
+    assert fake_cuda.log == [
+        "aside waits for caller",
+        "computed on aside",
+        "generator: copy",
+        "recording",
+        "computed on aside",
+        "generator: own",
+        "caller waits for aside",
+    ]
+    assert fake_cuda.current_stream().name == "caller"
+    replay(torch.ones(2))
+    assert fake_cuda.log[-1] == "replay"
+    # One stream for all: torch keeps memory for each that ever had a matrix product.
+    assert graphed_step._aside(torch.device("cuda:0")) is graphed_step._aside(torch.device("cuda:0"))
+    assert not graphed_step._failed
+
+
+@pytest.mark.parametrize("fake_cuda", [True], indirect=True)
+def test_a_recording_that_fails_leaves_the_device_as_it_was(
+    fake_cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Step:
+        border, steps_to_border = 256, 200
+
+        def logits(self, ids: torch.Tensor, border: int) -> torch.Tensor:
+            return fake_cuda.computed(ids)
+
+        def move_on(self) -> None:
+            fake_cuda.log.clear()
+
+    replay = GraphedStep(Step())._graph(torch.zeros(2), 256)  # type: ignore[arg-type]
+    assert replay is None
+    assert fake_cuda.current_stream().name == "caller"
+    assert fake_cuda.log[-2:] == ["generator: own", "caller waits for aside"]
+    # What went wrong first, and not that ending failed because of it.
+    assert "not permitted when stream is capturing" in caplog.text
+    assert "previous error" not in caplog.text
+    # None is begun again: the allocator of a torch before 2.12 may be confused for good.
+    assert len(graphed_step._failed) == 1
+    assert not GraphedStep(Step())._can_graph  # type: ignore[arg-type]
+
+
 def test_a_step_on_a_gpu_waits_for_nothing() -> None:
     """On tensors that have a device but no values: what needs a value, or another device, raises."""
     settings = GenerationConfig(do_sample=True, top_k=20, top_p=0.9, temperature=0.9)
@@ -205,13 +319,19 @@ def test_generation_on_a_gpu_is_the_same_by_graphs(
 ) -> None:
     model = build().cuda()
     text = {name: value.cuda() for name, value in request(model).items()}
+    made: list[Function] = []
+    record = graphed_step.record
+    monkeypatch.setattr(graphed_step, "record", lambda *given: made.append(record(*given)) or made[-1])
 
     def generate() -> torch.Tensor:
         codes = model.generate(**text, max_new_tokens=90, guidance_scale=guidance_scale, do_sample=False)
         assert isinstance(codes, torch.Tensor)
         return codes
 
+    stream = torch.cuda.current_stream()
     by_graphs = generate()
     assert "without a CUDA graph" not in caplog.text
+    assert made
+    assert torch.cuda.current_stream() == stream
     monkeypatch.setattr(generation, "step_maker", lambda model, rows: None)
     assert torch.equal(by_graphs, generate())
