@@ -297,10 +297,7 @@ def _preprocessing(folder: Path) -> Job:
         first=lambda: command,
         again=lambda _: command,
         output=output,
-        partial=lambda: (
-            any(entry.name.startswith(".latents.partial-") for entry in _scanned(folder))
-            or any(_scanned(staged) for staged in work.glob("*/staging/*"))
-        ),
+        partial=lambda: any(_scanned(staged) for staged in work.glob("*/staging/*")),
         progress=lambda: (output.exists(), [len(_scanned(shards)) for shards in work.glob("*/shards")]),
         compare=lambda: compare_latents(output.with_name("straight-latents"), output),
         clear=clear,

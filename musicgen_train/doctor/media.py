@@ -62,7 +62,7 @@ def _through_others(folder: Path) -> Iterator[Finding]:
     if ffmpeg is None:
         yield note(
             "ffmpeg",
-            "not installed: .m4a, .aac, .wma and the sound of videos are not read",
+            "not installed: .m4a, .aac and .wma are not read",
             "apt-get install ffmpeg, brew install ffmpeg, or conda install ffmpeg",
         )
         return

@@ -20,7 +20,8 @@ NAMES = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
 class Speed(lightning.Callback):
     """Logs the speed of all devices together, since the last log; validation, sampling and saving do not count.
 
-    It has to be the first of the callbacks, since the time of those before it would count as training.
+    Only saving (`LastCheckpoint`) and averaging come before it: the time of callbacks before it counts as training, but
+    that of saving, which is between two steps.
 
     Args:
         clock: seconds from anywhere.
