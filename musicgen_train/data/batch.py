@@ -71,8 +71,13 @@ class Batch:
         return labels_BTK.masked_fill(beyond_BT[..., None], IGNORE)
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch on a device; copies from pinned memory run beside the computation."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device; copies from pinned memory to a GPU run beside the computation.
+
+        Elsewhere a copy is waited for: to Apple's MPS it may read memory that is given to others by then (pytorch issue
+        189690), and back to the CPU the values would not be there yet.
+        """
+        beside = torch.device(device).type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=beside))
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory; the loader asks for it."""

@@ -108,6 +108,23 @@ def test_a_batch_moves_whole() -> None:
     assert batch.codes.device.type == "cpu"
 
 
+@pytest.mark.parametrize(("device", "beside"), [("cuda:0", True), ("cuda", True), ("mps", False), ("cpu", False)])
+def test_only_copies_to_a_gpu_run_beside_the_computation(
+    device: str, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[bool] = set()
+
+    def to(tensor: torch.Tensor, device: str, non_blocking: bool) -> torch.Tensor:
+        asked.add(non_blocking)
+        return tensor
+
+    batch = collate([example(5, 2)], WIDTH)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch.to(device)
+    batch.to(torch.device(device))
+    assert asked == {beside}
+
+
 def test_a_batch_of_nothing_has_nothing_to_score() -> None:
     batch = collate([example(0, None)], WIDTH)
     assert batch.codes.shape == (1, K, 1)
