@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,8 @@ _own: list[SharedBlock] = []
 """The blocks that this process, a worker, has made."""
 _received_from: dict[BlockName, SharedBlock] = {}
 """The blocks that this process has got from its workers."""
+_receiving = threading.Lock()
+"""Where batches are pinned, each loader has a thread that receives them."""
 
 
 def take_block(size: int) -> SharedBlock:
@@ -82,13 +85,14 @@ def take_block(size: int) -> SharedBlock:
 
 
 def _received(name: BlockName, memory: torch.Tensor | None) -> SharedBlock:
-    if memory is None:
-        return _received_from[name]
-    _forget_dead_workers()
-    block = SharedBlock.__new__(SharedBlock)
-    block.name, block._sent, block._memory = name, True, memory
-    _received_from[name] = block
-    return block
+    with _receiving:
+        if memory is None:
+            return _received_from[name]
+        _forget_dead_workers()
+        block = SharedBlock.__new__(SharedBlock)
+        block.name, block._sent, block._memory = name, True, memory
+        _received_from[name] = block
+        return block
 
 
 def _forget_dead_workers() -> None:

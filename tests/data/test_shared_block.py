@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from musicgen_train.data import shared_block
 from musicgen_train.data.shared_block import SharedBlock, take_block
 
 ITEMS = 60
@@ -97,3 +102,31 @@ def test_a_block_that_is_free_and_large_enough_is_taken_again() -> None:
     assert gone() is None
     first.busy = False
     assert take_block(size) is first
+
+
+def test_threads_that_pin_batches_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One for each loader, of training and of validation. Blocks of workers that are gone are looked for meanwhile.
+    monkeypatch.setattr(shared_block, "_received_from", dict.fromkeys(itertools.product([-1], range(20_000))))
+    workers = [SimpleNamespace(pid=pid) for pid in (-1, 1, 2)]
+    monkeypatch.setattr(shared_block.multiprocessing, "active_children", lambda: workers)
+    errors: list[Exception] = []
+
+    def receive(worker: int) -> None:
+        try:
+            for number in range(40):
+                shared_block._received((worker, number), torch.empty(0))
+                assert shared_block._received((worker, number), None).name == (worker, number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=receive, args=(worker,)) for worker in (1, 2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
