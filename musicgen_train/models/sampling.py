@@ -30,24 +30,23 @@ def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Gener
     """
     if not settings.do_sample:
         return logits_BKV.argmax(dim=-1)
-    probabilities_BKV = truncate(logits_BKV, settings).softmax(dim=-1)
-    if generators is None or isinstance(generators, torch.Generator):
-        return draw(probabilities_BKV.flatten(0, 1), generators).view(logits_BKV.shape[:2])
-    rows = [
-        draw(probabilities, generator) for probabilities, generator in zip(probabilities_BKV, generators, strict=True)
-    ]
-    return torch.stack(rows)
+    return draw(truncate(logits_BKV, settings).softmax(dim=-1), generators)
 
 
-def draw(probabilities_NV: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """An index from each row, int64 `(N,)`: the one that `torch.multinomial` draws with the same generator.
+def draw(probabilities_BKV: torch.Tensor, generators: Generators) -> torch.Tensor:
+    """An index of each codebook of each row, int64 `(B, K)`: what `torch.multinomial` draws with the same generator.
 
     That one looks at the probabilities first, for which the host would wait for a GPU. Of numbers exponentially
     distributed with rates p, the smallest is that of index i with probability p_i, and so is the largest of p_i times
     the inverse of one with rate 1.
     """
-    noise_NV = torch.empty_like(probabilities_NV).exponential_(generator=generator)
-    return (probabilities_NV / noise_NV).argmax(dim=-1)
+    noise_BKV = torch.empty_like(probabilities_BKV, memory_format=torch.contiguous_format)
+    if generators is None or isinstance(generators, torch.Generator):
+        noise_BKV.exponential_(generator=generators)
+    else:
+        for noise_KV, generator in zip(noise_BKV, generators, strict=True):
+            noise_KV.exponential_(generator=generator)
+    return (probabilities_BKV / noise_BKV).argmax(dim=-1)
 
 
 def truncate(logits: torch.Tensor, settings: GenerationConfig) -> torch.Tensor:

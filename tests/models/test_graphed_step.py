@@ -293,12 +293,18 @@ def test_a_step_on_a_gpu_waits_for_nothing() -> None:
 
 
 def assert_draws_of_multinomial(device: str) -> None:
-    probabilities = (3 * torch.randn(64, 2048, device=device)).softmax(dim=-1)
-    probabilities[:, ::3] = 0
+    probabilities = (3 * torch.randn(16, 4, 2048, device=device)).softmax(dim=-1)
+    probabilities[..., ::3] = 0
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator(device).manual_seed(seed)
+
     for seed in range(20):
-        expected = torch.multinomial(probabilities, 1, generator=torch.Generator(device).manual_seed(seed))
-        found = draw(probabilities, torch.Generator(device).manual_seed(seed))
-        assert torch.equal(found, expected[:, 0])
+        expected = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator(seed))
+        assert torch.equal(draw(probabilities, generator(seed)), expected.view(16, 4))
+        by_row = [torch.multinomial(row, 1, generator=generator(seed + n))[:, 0] for n, row in enumerate(probabilities)]
+        found = draw(probabilities, [generator(seed + number) for number in range(16)])
+        assert torch.equal(found, torch.stack(by_row))
 
 
 def test_draws_are_those_of_multinomial() -> None:
