@@ -78,7 +78,12 @@ def random_ids(model: MusicgenForCausalLM, rows: int = ROWS) -> torch.Tensor:
 
 @torch.no_grad()
 def stepped(
-    model: MusicgenForCausalLM, ids_BKS: torch.Tensor, text: dict[str, torch.Tensor], guided: bool, way: str = "torch"
+    model: MusicgenForCausalLM,
+    ids_BKS: torch.Tensor,
+    text: dict[str, torch.Tensor],
+    guided: bool,
+    way: str = "torch",
+    make: MakeStep | None = None,
 ) -> Any:
     """Logits after each column but the first two, which fill the cache: `(steps, rows, codebooks, codes)`."""
     states, mask = text.get("encoder_hidden_states"), text.get("encoder_attention_mask")
@@ -93,7 +98,7 @@ def stepped(
     decoder = model.model.decoder
     first = decoder.embed(ids_BKS[..., :2].repeat(repeats, 1, 1))
     decoder(first, text_states=states, text_mask=null_mask, cache=cache)
-    step = step_of(way, model, repeats * len(ids_BKS))(cache, STEPS, mask, guided)
+    step = (make or step_of(way, model, repeats * len(ids_BKS)))(cache, STEPS, mask, guided)
     return torch.stack([step(ids_BKS[..., place]).clone() for place in range(2, STEPS)])
 
 
@@ -121,14 +126,31 @@ def test_null_rows_of_guidance_are_those_of_a_forward_pass_without_text(kind: st
     assert_close(null, forward(model, ids, {}), rtol=1e-5, atol=2e-5)
 
 
-def test_half_precision_follows_its_forward_pass() -> None:
-    model = build().to(torch.bfloat16)
+@pytest.mark.parametrize("batch", [2, 3, 9])
+def test_native_steps_in_bfloat16_are_float32_of_rounded_weights(batch: int) -> None:
+    model = build(**EIGHTS).to(torch.bfloat16)
+    exact = build(**EIGHTS)
+    exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    text, ids = request(exact, batch), random_ids(exact, batch)
+
+    def step_of_rounded(*window: Any) -> Any:
+        return step_of("native", model, 2 * batch)(*window)
+
+    found = stepped(exact, ids, text, guided=True, make=step_of_rounded)
+    assert found.dtype == torch.float32
+    expected = stepped(exact, ids, text, guided=True, way="native")
+    assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["torch", "native"])
+def test_half_precision_follows_its_forward_pass(way: str) -> None:
+    model = build(**EIGHTS).to(torch.bfloat16)
     text = {
         name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in request(model).items()
     }
     ids = random_ids(model)
     expected = forward(model, ids, text).float()
-    error = (stepped(model, ids, text, guided=False) - expected).norm() / expected.norm()
+    error = (stepped(model, ids, text, guided=False, way=way) - expected).norm() / expected.norm()
     assert error < 0.02
 
 
@@ -227,7 +249,7 @@ def test_a_native_step_takes_the_cache_of_its_window_as_it_is() -> None:
 def test_what_the_c_code_does_not_know_is_left_to_torch() -> None:
     assert not can_step_natively(build(**EIGHTS, activation_function="silu"), 2)
     assert not can_step_natively(build(), 2)  # heads of 12 numbers
-    assert not can_step_natively(build(**EIGHTS).to(torch.bfloat16), 2)
+    assert not can_step_natively(build(**EIGHTS).to(torch.float16), 2)
     assert not can_step_natively(build(**EIGHTS), 65)  # a matrix product like any other
     assert step_maker(build(**EIGHTS, activation_function="silu"), 2) is not None
 

@@ -1,4 +1,4 @@
-/* One step of generation on a CPU, in float32: the ids of one column in, the logits of the next one out.
+/* One step of generation on a CPU, computed in float32: the ids of one column in, the logits of the next one out.
  *
  * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
  * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
@@ -17,11 +17,11 @@
 
 typedef struct {
     const float *self_norm_weight, *self_norm_bias; /* D */
-    const float *query, *key, *value, *self_out;    /* D x D, as all matrices: outputs x inputs */
+    const void *query, *key, *value, *self_out;     /* D x D, as all matrices: outputs x inputs */
     const float *cross_norm_weight, *cross_norm_bias;
-    const float *cross_query, *cross_out;
+    const void *cross_query, *cross_out;
     const float *final_norm_weight, *final_norm_bias;
-    const float *fc1, *fc2;              /* F x D and D x F */
+    const void *fc1, *fc2;               /* F x D and D x F */
     float *keys, *values;                /* R x N x capacity x H */
     const float *text_keys, *text_values; /* text_rows x N x L x H; the first `text_rows` rows have a text */
 } Layer;
@@ -29,11 +29,12 @@ typedef struct {
 typedef struct {
     int64_t rows, width, heads, inner_width, num_layers, num_codebooks, vocab_size;
     int64_t capacity, text_rows, text_length, threads, activation;
+    int64_t type; /* of matrices and embeddings; norms, keys and values are float32 */
     float norm_epsilon;
-    const float *const *embeddings; /* K pointers to V + 1 rows of D */
+    const void *const *embeddings; /* K pointers to V + 1 rows of D */
     const Layer *layers;
     const float *final_norm_weight, *final_norm_bias;
-    const float *const *heads_weights; /* K pointers to V x D */
+    const void *const *heads_weights; /* K pointers to V x D */
     const float *positions;            /* S x D */
     const uint8_t *text_seen;          /* text_rows x L: 0 for padding; null where all is seen */
     float *scratch;                    /* `decode_step_scratch` numbers */
@@ -60,18 +61,29 @@ static void put(const States *states, int64_t row, int64_t first, const float *n
 }
 
 /* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, by weights that are read once in a step. */
-static void product(const States *states, const float *weight, int64_t begin, int64_t end, float *products,
-                    int64_t products_stride) {
-    if (states->rows <= FEW_ROWS)
-        multiply(MEMORY, states->numbers, states->rows, states->inputs, weight, begin, end, products, products_stride);
+static inline __attribute__((always_inline)) void product_of_type(const enum type type, const States *states,
+                                                                  const void *weight, int64_t begin, int64_t end,
+                                                                  float *products, int64_t products_stride) {
+    const float *const numbers = states->numbers;
+    const int64_t rows = states->rows, inputs = states->inputs;
+    if (rows <= FEW_ROWS)
+        multiply(MEMORY, type, numbers, rows, inputs, weight, begin, end, products, products_stride);
     else
-        multiply_packed(states->numbers, states->rows, states->inputs, weight, begin, end, products, products_stride);
+        multiply_packed(type, numbers, rows, inputs, weight, begin, end, products, products_stride);
+}
+
+static void product(const Step *step, const States *states, const void *weight, int64_t begin, int64_t end,
+                    float *products, int64_t products_stride) {
+    if (step->type == BFLOAT16)
+        product_of_type(BFLOAT16, states, weight, begin, end, products, products_stride);
+    else
+        product_of_type(FLOAT32, states, weight, begin, end, products, products_stride);
 }
 
 /* sums[r][o] += row r . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
-static void add_to_residual(const States *states, const float *weight, int64_t outputs, int64_t begin, int64_t end,
-                            float *products, float *sums) {
-    product(states, weight, begin, end, products, outputs);
+static void add_to_residual(const Step *step, const States *states, const void *weight, int64_t outputs, int64_t begin,
+                            int64_t end, float *products, float *sums) {
+    product(step, states, weight, begin, end, products, outputs);
     for (int64_t r = 0; r < states->rows; r++)
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
 }
@@ -101,7 +113,7 @@ static void normalize(const float *states, const float *weight, const float *bia
 static void attend(const float *query, const float *keys, const float *values, int64_t length, int64_t head_width,
                    const uint8_t *seen, float *scores, float *mixed) {
     const float scale = 1.0f / sqrtf((float)head_width);
-    multiply(MEMORY, query, 1, head_width, keys, 0, length, scores, length);
+    multiply(MEMORY, FLOAT32, query, 1, head_width, keys, 0, length, scores, length);
     float highest = -INFINITY, total = 0.0f;
     for (int64_t s = 0; s < length; s++) {
         scores[s] = seen && !seen[s] ? -INFINITY : scores[s] * scale;
@@ -171,7 +183,9 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                 vec sum = {0};
                 for (int64_t k = 0; k < step->num_codebooks; k++) {
                     const int64_t id = ids[r % batch * step->num_codebooks + k];
-                    sum += *(const vec *)(step->embeddings[k] + id * width + i);
+                    const int64_t place = id * width + i;
+                    sum += step->type == BFLOAT16 ? weights_at(BFLOAT16, step->embeddings[k], place)
+                                                  : weights_at(FLOAT32, step->embeddings[k], place);
                 }
                 *(vec *)(hidden + r * width + i) = sum + *(const vec *)(step->positions + length * width + i);
             }
@@ -181,9 +195,9 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             /* Normalizing is less work than waiting for one another: every thread does it for itself. */
             normalize(hidden, layer->self_norm_weight, layer->self_norm_bias, step->norm_epsilon, row, &all_normal);
             share(width, 4, thread, threads, &begin, &end);
-            const float *const projections[3] = {layer->query, layer->key, layer->value};
+            const void *const projections[3] = {layer->query, layer->key, layer->value};
             for (int part = 0; part < 3; part++)
-                product(&all_normal, projections[part], begin, end, projected + part * width, 3 * width);
+                product(step, &all_normal, projections[part], begin, end, projected + part * width, 3 * width);
 #pragma omp barrier
             share(rows * heads, 1, thread, threads, &begin, &end);
             for (int64_t task = begin; task < end; task++) {
@@ -198,13 +212,13 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             }
 #pragma omp barrier
             share(width, 4, thread, threads, &begin, &end);
-            add_to_residual(&all_mixed, layer->self_out, width, begin, end, products, hidden);
+            add_to_residual(step, &all_mixed, layer->self_out, width, begin, end, products, hidden);
 #pragma omp barrier
 
             if (text_rows) {
                 normalize(hidden, layer->cross_norm_weight, layer->cross_norm_bias, step->norm_epsilon, row,
                           &text_normal);
-                product(&text_normal, layer->cross_query, begin, end, projected, width);
+                product(step, &text_normal, layer->cross_query, begin, end, projected, width);
 #pragma omp barrier
                 int64_t first, last;
                 share(text_rows * heads, 1, thread, threads, &first, &last);
@@ -217,14 +231,14 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                     put(&text_mixed, text_row, at, row, head_width);
                 }
 #pragma omp barrier
-                add_to_residual(&text_mixed, layer->cross_out, width, begin, end, products, hidden);
+                add_to_residual(step, &text_mixed, layer->cross_out, width, begin, end, products, hidden);
 #pragma omp barrier
             }
 
             normalize(hidden, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, row, &all_normal);
             int64_t first, last;
             share(inner_width, LANES, thread, threads, &first, &last);
-            product(&all_normal, layer->fc1, first, last, products, inner_width);
+            product(step, &all_normal, layer->fc1, first, last, products, inner_width);
             for (int64_t r = 0; r < rows; r++) {
                 float *const own = products + r * inner_width;
                 for (int64_t o = first; o < last; o += LANES)
@@ -232,14 +246,14 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                 put(&all_inner, r, first, own + first, last - first);
             }
 #pragma omp barrier
-            add_to_residual(&all_inner, layer->fc2, width, begin, end, products, hidden);
+            add_to_residual(step, &all_inner, layer->fc2, width, begin, end, products, hidden);
 #pragma omp barrier
         }
 
         normalize(hidden, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, row, &all_normal);
         share(step->vocab_size, 4, thread, threads, &begin, &end);
         for (int64_t k = 0; k < step->num_codebooks; k++)
-            product(&all_normal, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
+            product(step, &all_normal, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
                     step->num_codebooks * step->vocab_size);
     }
 }

@@ -1,7 +1,8 @@
-"""`DecodeStep` in C, for decoders in float32 on a CPU: a step then takes little longer than reading its weights once.
+"""`DecodeStep` in C, for decoders on a CPU: a step of a few rows then takes little longer than reading its weights once.
 
 It computes what `decode_step.DecodeStep` does, with the weights where they are: nothing is packed or copied, and files
-that are mapped stay mapped. The C side is `decode_step.c`, compiled when it is first needed.
+that are mapped stay mapped. Of weights in bfloat16, which are half as much to read, it computes in float32, also where
+the processor has no instructions for them. The C side is `decode_step.c`, compiled when it is first needed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _SOURCE = "decode_step.c"
 _ACTIVATIONS = {"gelu": 0, "relu": 1}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+# What is read once a step, and stays in the model's dtype.
+_MATRICES = {"query", "key", "value", "self_out", "cross_query", "cross_out", "fc1", "fc2"}
 # The C code reads eight numbers at a time.
 _LANES = 8
 # With more rows than this a step is a matrix product like any other, and torch does as much in a second.
@@ -35,7 +39,8 @@ class NativeStep:
 
     Args:
         model: must be `can_step_natively`.
-        cache: holds the steps so far and the text's keys and values, of all rows; it moves on with every call.
+        cache: holds the steps so far and the text's keys and values, of all rows; it moves on with every call. Of a
+            model in bfloat16, its tensors do not: keys and values are kept in float32, here.
         steps: of the window, the first columns included.
         text_mask_BL: 0 for padding; None for no text.
         guided: the cache's second half of rows has the null condition and the same codes as the first.
@@ -76,8 +81,8 @@ class NativeStep:
         for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
             tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
             for (name, *_), tensor in zip(DecoderLayer._fields_[: len(tensors)], tensors, strict=True):
-                setattr(entry, name, self._pointer(tensor))
-        self._logits = stored[0][0].new_empty(rows, model.num_codebooks, config.vocab_size)
+                setattr(entry, name, self._pointer(tensor if name in _MATRICES else tensor.float()))
+        self._logits = torch.empty(rows, model.num_codebooks, config.vocab_size)
         self._step = Step(
             rows=rows,
             width=config.hidden_size,
@@ -91,11 +96,12 @@ class NativeStep:
             text_length=text_length,
             threads=torch.get_num_threads(),
             activation=_ACTIVATIONS[config.activation_function],
+            type=_TYPES[model.dtype],
             norm_epsilon=decoder.layer_norm.eps,
             embeddings=self._pointers(cast(nn.Embedding, table).weight for table in decoder.embed_tokens),
             layers=ctypes.addressof(layers),
-            final_norm_weight=self._pointer(decoder.layer_norm.weight),
-            final_norm_bias=self._pointer(decoder.layer_norm.bias),
+            final_norm_weight=self._pointer(decoder.layer_norm.weight.float()),
+            final_norm_bias=self._pointer(decoder.layer_norm.bias.float()),
             heads_weights=self._pointers(cast(nn.Linear, head).weight for head in model.lm_heads),
             positions=self._pointer(sinusoidal_positions(0, steps, config.hidden_size, torch.device("cpu"))),
             text_seen=None if seen_BL is None else self._pointer(seen_BL),
@@ -156,7 +162,7 @@ def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
     parameters = [*model.model.parameters(), *model.lm_heads.parameters()]
     return (
         model.device.type == "cpu"
-        and model.dtype == torch.float32
+        and model.dtype in _TYPES
         and rows <= _MOST_ROWS
         and config.activation_function in _ACTIVATIONS
         and all(size % _LANES == 0 for size in (config.hidden_size, head_width, config.ffn_dim))

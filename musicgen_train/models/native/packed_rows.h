@@ -26,11 +26,12 @@ static inline void pack_row(const float *numbers, int64_t row, int64_t first, in
     for (int64_t i = 0; i < count; i++) place[i * width] = numbers[i];
 }
 
-/* products[r][o] = row r . weight[o] of one group and a few outputs, all kept in registers: `vectors` and `outputs` are
- * constants wherever it is called. */
-static inline __attribute__((always_inline)) void packed_tile(const int vectors, const int outputs, const float *packed,
-                                                              int64_t rows, int64_t inputs, const float *weight,
-                                                              float *products, int64_t products_stride) {
+/* products[r][o] = row r . weight[o] of one group and a few outputs, all kept in registers: `vectors`, `outputs` and
+ * `type` are constants wherever it is called. */
+static inline __attribute__((always_inline)) void packed_tile(const int vectors, const int outputs,
+                                                              const enum type type, const float *packed, int64_t rows,
+                                                              int64_t inputs, const void *weight, float *products,
+                                                              int64_t products_stride) {
     vec sums[NARROW_OUTPUTS][2];
 #pragma GCC unroll 8
     for (int o = 0; o < outputs; o++)
@@ -39,14 +40,21 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
     for (int64_t i = 0; i < inputs; i += LANES) {
         /* What the next tile reads here; left alone, the processor looks no further than a row. */
 #pragma GCC unroll 8
-        for (int o = 0; o < outputs; o++) __builtin_prefetch(weight + (outputs + o) * inputs + i);
-#pragma GCC unroll 2
-        for (int64_t j = i; j < i + LANES; j++) {
-            const vec *const states = (const vec *)packed + j * vectors;
+        for (int o = 0; o < outputs; o++) __builtin_prefetch(weight_at(type, weight, (outputs + o) * inputs + i));
+        /* Of bfloat16, one at a time would take longer to make a float of than to multiply with. */
+        float made[NARROW_OUTPUTS][LANES];
+        if (type == BFLOAT16)
 #pragma GCC unroll 8
-            for (int o = 0; o < outputs; o++)
+            for (int o = 0; o < outputs; o++) *(vec *)made[o] = weights_at(type, weight, o * inputs + i);
 #pragma GCC unroll 2
-                for (int v = 0; v < vectors; v++) sums[o][v] += weight[o * inputs + j] * states[v];
+        for (int64_t j = 0; j < LANES; j++) {
+            const vec *const states = (const vec *)packed + (i + j) * vectors;
+#pragma GCC unroll 8
+            for (int o = 0; o < outputs; o++) {
+                const float number = type == BFLOAT16 ? made[o][j] : ((const float *)weight)[o * inputs + i + j];
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; v++) sums[o][v] += number * states[v];
+            }
         }
     }
 #pragma GCC unroll 8
@@ -56,36 +64,41 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
 
 /* The same of all groups, which read the weights from the first cache after the first of them. */
 static inline __attribute__((always_inline)) void packed_outputs(const int vectors, const int outputs,
-                                                                 const float *packed, int64_t rows, int64_t inputs,
-                                                                 const float *weight, float *products,
-                                                                 int64_t products_stride) {
+                                                                 const enum type type, const float *packed,
+                                                                 int64_t rows, int64_t inputs, const void *weight,
+                                                                 float *products, int64_t products_stride) {
     const int64_t width = vectors * LANES;
     for (int64_t first = 0; first < rows; first += width, packed += inputs * width)
-        packed_tile(vectors, outputs, packed, least(width, rows - first), inputs, weight,
+        packed_tile(vectors, outputs, type, packed, least(width, rows - first), inputs, weight,
                     products + first * products_stride, products_stride);
 }
 
 /* The same for the outputs from `begin` to `end`. */
 static inline __attribute__((always_inline)) void packed_range(const int vectors, const int outputs,
-                                                               const float *packed, int64_t rows, int64_t inputs,
-                                                               const float *weight, int64_t begin, int64_t end,
-                                                               float *products, int64_t products_stride) {
+                                                               const enum type type, const float *packed, int64_t rows,
+                                                               int64_t inputs, const void *weight, int64_t begin,
+                                                               int64_t end, float *products, int64_t products_stride) {
     int64_t o = begin;
     for (; o + outputs <= end; o += outputs)
-        packed_outputs(vectors, outputs, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+        packed_outputs(vectors, outputs, type, packed, rows, inputs, weight_at(type, weight, o * inputs), products + o,
+                       products_stride);
     for (; o + 4 <= end; o += 4)
-        packed_outputs(vectors, 4, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+        packed_outputs(vectors, 4, type, packed, rows, inputs, weight_at(type, weight, o * inputs), products + o,
+                       products_stride);
     for (; o < end; o++)
-        packed_outputs(vectors, 1, packed, rows, inputs, weight + o * inputs, products + o, products_stride);
+        packed_outputs(vectors, 1, type, packed, rows, inputs, weight_at(type, weight, o * inputs), products + o,
+                       products_stride);
 }
 
 /* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, all rows. */
-static void multiply_packed(const float *packed, int64_t rows, int64_t inputs, const float *weight, int64_t begin,
-                            int64_t end, float *products, int64_t products_stride) {
+static inline __attribute__((always_inline)) void multiply_packed(const enum type type, const float *packed,
+                                                                  int64_t rows, int64_t inputs, const void *weight,
+                                                                  int64_t begin, int64_t end, float *products,
+                                                                  int64_t products_stride) {
     if (packed_width(rows) == NARROW)
-        packed_range(1, NARROW_OUTPUTS, packed, rows, inputs, weight, begin, end, products, products_stride);
+        packed_range(1, NARROW_OUTPUTS, type, packed, rows, inputs, weight, begin, end, products, products_stride);
     else
-        packed_range(2, WIDE_OUTPUTS, packed, rows, inputs, weight, begin, end, products, products_stride);
+        packed_range(2, WIDE_OUTPUTS, type, packed, rows, inputs, weight, begin, end, products, products_stride);
 }
 
 #endif

@@ -68,7 +68,7 @@ class Step(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 *("rows", "width", "heads", "inner_width", "num_layers", "num_codebooks", "vocab_size"),
-                *("capacity", "text_rows", "text_length", "threads", "activation"),
+                *("capacity", "text_rows", "text_length", "threads", "activation", "type"),
             )
         ),
         ("norm_epsilon", ctypes.c_float),

@@ -10,6 +10,7 @@
 /* They may lie anywhere. Where a processor's registers are narrower, the compiler splits them. */
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -21,15 +22,32 @@ static inline __attribute__((always_inline)) float sum_of(vec v) {
     return v[0];
 }
 
+/* What weights are stored as; they are computed with in float32. */
+enum type { FLOAT32, BFLOAT16 };
+
+/* Where a weight lies: `type` is a constant wherever this and the next are called. */
+static inline __attribute__((always_inline)) const void *weight_at(const enum type type, const void *weights,
+                                                                   int64_t index) {
+    return (const char *)weights + index * (type == BFLOAT16 ? 2 : 4);
+}
+
+/* As many weights as a vector has, from one on. */
+static inline __attribute__((always_inline)) vec weights_at(const enum type type, const void *weights, int64_t index) {
+    const void *const place = weight_at(type, weights, index);
+    if (type == FLOAT32) return *(const vec *)place;
+    return (vec)(__builtin_convertvector(*(const halves *)place, ints) << 16); /* the upper half of a float */
+}
+
 /* Where weights are read from: one needs to be told what is read next, the other is slower for it. */
 enum source { MEMORY, CACHE };
 
-/* A few rows against a few outputs, all kept in registers: `rows`, `outputs` and `source` are constants wherever it is
- * called. */
+/* A few rows against a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are constants wherever
+ * it is called. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const enum source source,
-                                                       const float *states, int64_t states_stride,
-                                                       const float *weight, int64_t weight_stride, int64_t inputs,
-                                                       float *products, int64_t products_stride) {
+                                                       const enum type type, const float *states,
+                                                       int64_t states_stride, const void *weight,
+                                                       int64_t weight_stride, int64_t inputs, float *products,
+                                                       int64_t products_stride) {
     vec sums[4][4];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -40,8 +58,8 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 #pragma GCC unroll 4
         for (int o = 0; o < outputs; o++) {
             /* What the next tile reads here; left alone, the processor looks no further than a row. */
-            if (source == MEMORY) __builtin_prefetch(weight + (o + 4) * weight_stride + i);
-            weights[o] = *(const vec *)(weight + o * weight_stride + i);
+            if (source == MEMORY) __builtin_prefetch(weight_at(type, weight, (o + 4) * weight_stride + i));
+            weights[o] = weights_at(type, weight, o * weight_stride + i);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
@@ -57,30 +75,32 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 }
 
 /* products[r][o] = states[r] . weight[o] for the outputs from `begin` to `end`, all rows. */
-static inline __attribute__((always_inline)) void multiply(const enum source source, const float *states, int64_t rows,
-                                                           int64_t inputs, const float *weight, int64_t begin,
-                                                           int64_t end, float *products, int64_t products_stride) {
+static inline __attribute__((always_inline)) void multiply(const enum source source, const enum type type,
+                                                           const float *states, int64_t rows, int64_t inputs,
+                                                           const void *weight, int64_t begin, int64_t end,
+                                                           float *products, int64_t products_stride) {
     int64_t o = begin;
     for (; o + 4 <= end; o += 4) {
-        const float *w = weight + o * inputs;
+        const void *w = weight_at(type, weight, o * inputs);
         int64_t r = 0;
         /* Two outputs at a time: with four rows, more would not fit into sixteen registers. */
         for (; r + 4 <= rows; r += 4) {
             const float *x = states + r * inputs;
             float *y = products + r * products_stride + o;
-            tile(4, 2, source, x, inputs, w, inputs, inputs, y, products_stride);
-            tile(4, 2, source, x, inputs, w + 2 * inputs, inputs, inputs, y + 2, products_stride);
+            tile(4, 2, source, type, x, inputs, w, inputs, inputs, y, products_stride);
+            tile(4, 2, source, type, x, inputs, weight_at(type, w, 2 * inputs), inputs, inputs, y + 2,
+                 products_stride);
         }
         for (; r + 2 <= rows; r += 2)
-            tile(2, 4, source, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+            tile(2, 4, source, type, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
                  products_stride);
         if (r < rows)
-            tile(1, 4, source, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
+            tile(1, 4, source, type, states + r * inputs, inputs, w, inputs, inputs, products + r * products_stride + o,
                  products_stride);
     }
     for (; o < end; o++)
         for (int64_t r = 0; r < rows; r++)
-            tile(1, 1, source, states + r * inputs, inputs, weight + o * inputs, inputs, inputs,
+            tile(1, 1, source, type, states + r * inputs, inputs, weight_at(type, weight, o * inputs), inputs, inputs,
                  products + r * products_stride + o, products_stride);
 }
 
