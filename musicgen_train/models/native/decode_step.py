@@ -1,4 +1,4 @@
-"""`DecodeStep` in C, for decoders on a CPU: a step of a few rows then takes little longer than reading its weights once.
+"""`DecodeStep` in C, for decoders on a CPU: a step of few rows then takes little longer than reading its weights once.
 
 It computes what `decode_step.DecodeStep` does, with the weights where they are: nothing is packed or copied, and files
 that are mapped stay mapped. Of weights in bfloat16, which are half as much to read, it computes in float32, also where
