@@ -26,6 +26,10 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
+def _die(*_: object, **__: object) -> None:
+    raise KilledError
+
+
 def step_of(run: Path, name: str = "last") -> int:
     return int(torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["global_step"])
 
@@ -47,12 +51,8 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def killed_before_export(run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was stopped early, and killed before it had written its model."""
-
-    def die(*_: object, **__: object) -> None:
-        raise KilledError
-
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_train.training.run.export", die)
+        patch.setattr("musicgen_train.training.run.export", _die)
         with pytest.raises(KilledError):
             run_with(tmp_path / "run", *STOPS_EARLY)
     return tmp_path / "run"
@@ -80,6 +80,21 @@ def test_a_run_that_was_stopped_early_stays_stopped(
     )
     starts = json.loads((run / "provenance.json").read_text())["starts"]
     assert [start["outcome"] for start in starts] == ["stopped early", "stopped early"]
+
+
+def test_its_export_is_that_of_a_run_that_was_not_killed(
+    run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaged = [*STOPS_EARLY, "callbacks=ema_early_stopping", "callbacks.ema.decay=0.5"]
+    expected = state_of(run_with(tmp_path / "straight", *averaged).composite)
+    monkeypatch.setattr("musicgen_train.training.run.export", _die)
+    with pytest.raises(KilledError):
+        run_with(tmp_path / "run", *averaged)
+    monkeypatch.undo()
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] < 9
+    found = state_of(run_with(tmp_path / "run", *averaged, "resume=auto").composite)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_more_patience_lets_it_go_on(run_with: RunWith, killed_before_export: Path) -> None:
@@ -115,12 +130,8 @@ def test_what_a_longer_run_has_exported_before_is_put_aside(
     lora = ["adapter=lora", "schedule=constant"]
     run_with(run, *lora, "trainer.max_steps=2")
     earlier = state_of(run / "composite")
-
-    def die(*_: object, **__: object) -> None:
-        raise KilledError
-
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_train.training.run.export", die)
+        patch.setattr("musicgen_train.training.run.export", _die)
         with pytest.raises(KilledError):
             run_with(run, *lora, "trainer.max_steps=4", "resume=auto")
     # Whoever reads the run now gets its newest weights, not those of the earlier end.
