@@ -12,8 +12,9 @@ Source: Defossez et al., "High Fidelity Neural Audio Compression", 2022. State-d
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -346,11 +347,31 @@ class ResidualLSTM(nn.Module):
 
 
 class LSTM(nn.LSTM):
-    """torch's LSTM, whose weights also lie in one block after they were loaded; cuDNN would copy them at every call."""
+    """torch's LSTM, on a GPU in its own precision.
+
+    cuDNN may round what it multiplies to 10 bits (TF32) unless it is told otherwise, unlike torch's matrix products,
+    and other codes would come out than on a CPU. Its weights also lie in one block after they were loaded; cuDNN would
+    copy them at every call.
+    """
+
+    def forward(self, input: torch.Tensor, hx: Any = None) -> Any:  # type: ignore[override]  # torch's has overloads
+        with _exact_cudnn() if input.is_cuda else contextlib.nullcontext():
+            return super().forward(input, hx)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.flatten_parameters()
+
+
+@contextlib.contextmanager
+def _exact_cudnn() -> Iterator[None]:
+    # `cudnn.flags` is of no use: it fails where somebody else has set the precision of one kind of layer alone.
+    settings: Any = torch.backends.cudnn.rnn
+    before, settings.fp32_precision = settings.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class ResidualVectorQuantizer(nn.Module):
