@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from musicgen_train.doctor.devices import look_at_devices, look_at_torch
@@ -28,12 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _findings_alone():
         findings = list(examine(given.output, latents=given.latents, run=given.run, model=given.model))
     print(as_json(findings) if given.json else as_text(findings))
     return 0 if is_fine(findings) else 1
+
+
+@contextlib.contextmanager
+def _findings_alone() -> Iterator[None]:
+    """Within the block, libraries say nothing but errors; who called from Python hears them again afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def examine(output: Path, *, latents: Path | None, run: Path | None, model: Path | None) -> Iterable[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_it_asks_nothing_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr("socket.socket.connect", refused)
     assert main(["--output", str(tmp_path)]) == 0
+
+
+def test_called_from_python_it_leaves_logging_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    main(["--output", str(tmp_path)])
+    logging.getLogger("musicgen_train.models").warning("heard again")
+    assert "heard again" in caplog.text
 
 
 def test_findings_as_text() -> None:
