@@ -7,7 +7,8 @@ Axes: B batch, K codebooks, T frames (aligned codes), S steps (delayed columns),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -85,11 +86,27 @@ def generate_codes(
         make_step = None
         if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING:
             make_step = step_maker(model, rows=len(codes_BKT) * (2 if guided else 1))
-        while not progress.done:
-            _generate_window(model, settings, text, guided, make_step, progress, generator)
+        with _without_cudnn_attention(model.device):
+            while not progress.done:
+                _generate_window(model, settings, text, guided, make_step, progress, generator)
     finally:
         model.train(was_training)
     return progress.codes, progress.lengths
+
+
+@contextlib.contextmanager
+def _without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """Keep torch from cuDNN's attention, its first choice in half precision on an H100: for every number of keys that
+    one makes a plan, which takes as long as tens of steps."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def requested_frames(model: MusicgenForCausalLM, settings: GenerationConfig, prompt_frames: int) -> int:

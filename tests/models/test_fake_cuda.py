@@ -209,6 +209,13 @@ def test_generation_looks_at_the_device_at_both_ends_of_a_window(
 def test_codes_as_they_come_are_waited_for_by_who_takes_them_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphed_step, "record", lambda function, example: function)
     frames: list[int] = []
+    cudnn: set[bool] = set()
+
+    def take(codes: torch.Tensor) -> None:
+        frames.append(codes.shape[-1])
+        cudnn.add(torch.backends.cuda.cudnn_sdp_enabled())
+
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     with fake_cuda() as watch:
         model = decoder().eval()
         states = torch.zeros(1, L, WIDTH, device=CUDA)
@@ -216,10 +223,13 @@ def test_codes_as_they_come_are_waited_for_by_who_takes_them_only(monkeypatch: p
             encoder_hidden_states=states,
             max_new_tokens=NEW_TOKENS,
             guidance_scale=3.0,
-            streamer=lambda codes: frames.append(codes.shape[-1]),
+            streamer=take,
         )
         assert watch.looks == ["_generate_window", "DecodeStep.__init__", "GraphedStep._graph", "_check_finite"]
     assert frames == [1] * (NEW_TOKENS - K + 1)
+    # cuDNN would plan attention anew for every length.
+    assert cudnn == {False}
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_rows_are_drawn_without_waiting() -> None:
