@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,10 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import musicgen_train
 from musicgen_train.models import step_maker
 
+_OURS = str(Path(musicgen_train.__file__).parent)
 _COPY = torch.ops.aten._to_copy.default
 _LOOK = torch.ops.aten._local_scalar_dense.default
+# A list of Python comes as a tensor of the CPU; what is done with it then matters.
+_NO_WORK = (torch.ops.aten.lift_fresh.default, torch.ops.prim.device.default)
 
 
 class Watch(TorchDispatchMode):
@@ -53,15 +58,14 @@ class Watch(TorchDispatchMode):
             wide = [
                 tensor for tensor in _tensors((args, kwargs, result)) if tensor.device.type == "cpu" and tensor.dim()
             ]
-            # Lists and numbers of Python come as tensors of the CPU; what is done with them matters.
-            assert not wide or operator is torch.ops.aten.lift_fresh.default or not _computes(operator), (
+            assert not wide or operator in _NO_WORK, (
                 f"{operator} of tensors on the CPU: {[list(tensor.shape) for tensor in wide]}"
             )
         return result
 
     def _note(self) -> None:
         frame = sys._getframe()
-        while frame is not None and "/musicgen_train/" not in frame.f_code.co_filename:
+        while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
             frame = frame.f_back  # type: ignore[assignment]
         place = ("a test", 0) if frame is None else (frame.f_code.co_qualname, frame.f_lineno)
         if place != self._last:
@@ -71,10 +75,6 @@ class Watch(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-
-
-def _computes(operator: Any) -> bool:
-    return operator is not torch.ops.prim.device.default
 
 
 @contextlib.contextmanager
