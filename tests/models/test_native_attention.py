@@ -113,8 +113,22 @@ def test_a_gradient_of_one_number_for_all() -> None:
         torch.testing.assert_close(one.grad.double(), expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_nan_stays_with_those_who_see_it() -> None:
-    queries, keys, values = (states(70, 32, side_by_side=True).detach() for _ in range(3))
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e38])
+def test_results_are_rounded_as_torch_does(size: float) -> None:
+    # One key: attention gives its value back, which is rounded once more.
+    queries, keys = (torch.randn(BATCH, HEADS, 2, 32, dtype=torch.bfloat16) for _ in range(2))
+    values = (torch.randn(BATCH, HEADS, 1, 32) * size).bfloat16()
+    found = native_attention.attend_natively(queries, keys[:, :, :1], values, None, causal=False)
+    assert torch.equal(found, values.expand_as(found))
+    # Two keys that weigh the same: a mean, half of which lie between two numbers.
+    values = torch.randn(BATCH, HEADS, 2, 32).bfloat16()
+    found = native_attention.attend_natively(queries, torch.zeros_like(keys), values, None, causal=False)
+    assert torch.equal(found, values.float().mean(dim=2, keepdim=True).bfloat16().expand_as(found))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_with_those_who_see_it(dtype: torch.dtype) -> None:
+    queries, keys, values = (states(70, 32, side_by_side=True).detach().to(dtype) for _ in range(3))
     keys[0, 0, 40] = float("nan")
     mixed = native_attention.attend_natively(queries, keys, values, None, causal=True)
     assert mixed[0, 0, 40:].isnan().all()

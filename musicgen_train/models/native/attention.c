@@ -1,4 +1,4 @@
-/* Attention for training on a CPU, in float32: softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017) and its gradients.
+/* Attention for training on a CPU, computed in float32: softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017) and its gradients.
  *
  * As in FlashAttention (Dao et al. 2022), weights of a block of queries are made, used and dropped, and made again in the
  * backward pass from the logarithm of each softmax's sum. Of causal attention only what is seen is computed. A thread
@@ -19,12 +19,13 @@ enum { BLOCK = 10 * ROWS };
 
 /* (B, N, S or L, H), the last axis in one piece; the steps of the others. */
 typedef struct {
-    float *numbers;
+    void *numbers;
     int64_t batch_step, head_step, step;
 } States;
 
 typedef struct {
     int64_t batch, heads, queries, keys, head_width, causal, threads;
+    int64_t type; /* of all states */
     States query, key, value, output;
     const uint8_t *seen; /* B x L: 0 for keys that no query sees; null where all are seen */
     float *sums;         /* B x N x S: the logarithm of each softmax's sum */
@@ -38,12 +39,53 @@ typedef struct {
     float *weights, *gradients;                                     /* BLOCK x W */
     float *queries_along, *outputs_along;                           /* panels of BLOCK x H */
     float *key_gradients, *value_gradients;                         /* W x H */
+    float *made[5]; /* S or L x H: of bfloat16, what a head is given and what becomes of it */
 } Scratch;
+
+/* One head of states, in float32. */
+typedef struct {
+    float *numbers;
+    int64_t step;
+} Head;
 
 static int64_t filled_up(int64_t length) { return (length + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
-static float *head_of(const States *states, int64_t batch, int64_t head) {
-    return states->numbers + batch * states->batch_step + head * states->head_step;
+static void *head_at(const Attention *of, const States *states, int64_t batch, int64_t head) {
+    const int64_t index = batch * states->batch_step + head * states->head_step;
+    return (char *)states->numbers + index * (of->type == BFLOAT16 ? 2 : 4);
+}
+
+/* A head that is written later: where it is, or in `room`. */
+static Head room_for(const Attention *of, const States *states, int64_t batch, int64_t head, float *room) {
+    if (of->type == BFLOAT16) return (Head){room, of->head_width};
+    return (Head){head_at(of, states, batch, head), states->step};
+}
+
+/* A head that is given: where it is, or made in `room`. */
+static Head head_of(const Attention *of, const States *states, int64_t batch, int64_t head, int64_t length,
+                    float *room) {
+    if (of->type == BFLOAT16) {
+        const void *const given = head_at(of, states, batch, head);
+        for (int64_t l = 0; l < length; l++)
+            for (int64_t h = 0; h < of->head_width; h += LANES)
+                *(vec *)(room + l * of->head_width + h) = weights_at(BFLOAT16, given, l * states->step + h);
+    }
+    return room_for(of, states, batch, head, room);
+}
+
+/* Writes a head to its place, if it is not there yet. */
+static void put_head(const Attention *of, const States *states, int64_t batch, int64_t head, int64_t length,
+                     const float *made) {
+    char *const place = head_at(of, states, batch, head);
+    if (place == (const char *)made) return;
+    for (int64_t l = 0; l < length; l++)
+        for (int64_t h = 0; h < of->head_width; h += LANES) {
+            const vec numbers = *(const vec *)(made + l * of->head_width + h);
+            if (of->type == BFLOAT16)
+                *(halves *)(place + 2 * (l * states->step + h)) = rounded(numbers);
+            else
+                *(vec *)(place + 4 * (l * states->step + h)) = numbers;
+        }
 }
 
 /* Panels of states whose columns are the inner axis, for products with what is as long as the steps: H/COLUMNS panels of
@@ -102,9 +144,9 @@ static int64_t keys_of(const Attention *of, int64_t last_query) {
 }
 
 /* Scores of a block of queries, minus infinity where nothing is seen; as wide as whole panels for its keys. */
-static void score_block(const Attention *of, const Scratch *in, const float *queries, int64_t first, int64_t rows,
+static void score_block(const Attention *of, const Scratch *in, Head queries, int64_t first, int64_t rows,
                         int64_t width) {
-    multiply_panels(queries, of->query.step, 1, rows, in->keys_across, of->head_width, of->head_width * COLUMNS, width,
+    multiply_panels(queries.numbers + first * queries.step, queries.step, 1, rows, in->keys_across, of->head_width, of->head_width * COLUMNS, width,
                     in->weights, width, 0);
     for (int64_t r = 0; r < rows; r++) {
         float *const scores = in->weights + r * width;
@@ -114,9 +156,9 @@ static void score_block(const Attention *of, const Scratch *in, const float *que
     }
 }
 
-static void prepare_head(const Attention *of, const Scratch *in, int64_t batch, int64_t head) {
-    pack_across(head_of(&of->key, batch, head), of->key.step, of->keys, of->head_width,
-                1.0f / sqrtf((float)of->head_width), in->keys_across);
+static void prepare_head(const Attention *of, const Scratch *in, int64_t batch, Head keys) {
+    pack_across(keys.numbers, keys.step, of->keys, of->head_width, 1.0f / sqrtf((float)of->head_width),
+                in->keys_across);
     for (int64_t l = 0; l < filled_up(of->keys); l++)
         in->unseen[l] = l >= of->keys || (of->seen && !of->seen[batch * of->keys + l]) ? -INFINITY : 0.0f;
 }
@@ -135,17 +177,18 @@ static float largest(const float *numbers, int64_t length) {
 }
 
 static void attend_head(const Attention *of, const Scratch *in, int64_t batch, int64_t head) {
-    const float *const queries = head_of(&of->query, batch, head);
-    float *const output = head_of(&of->output, batch, head);
+    const Head queries = head_of(of, &of->query, batch, head, of->queries, in->made[0]);
+    const Head output = room_for(of, &of->output, batch, head, in->made[1]);
     float *const sums = of->sums + (batch * of->heads + head) * of->queries;
-    prepare_head(of, in, batch, head);
-    pack_along(head_of(&of->value, batch, head), of->value.step, of->keys, of->head_width, in->values_along);
+    prepare_head(of, in, batch, head_of(of, &of->key, batch, head, of->keys, in->made[2]));
+    const Head values = head_of(of, &of->value, batch, head, of->keys, in->made[2]);
+    pack_along(values.numbers, values.step, of->keys, of->head_width, in->values_along);
 
     for (int64_t first = 0; first < of->queries; first += BLOCK) {
         const int64_t rows = least(BLOCK, of->queries - first);
         const int64_t seen = keys_of(of, first + rows), width = filled_up(seen);
         float shares[BLOCK];
-        score_block(of, in, queries + first * of->query.step, first, rows, width);
+        score_block(of, in, queries, first, rows, width);
         for (int64_t r = 0; r < rows; r++) {
             float *const scores = in->weights + r * width;
             const float highest = largest(scores, width);
@@ -159,23 +202,24 @@ static void attend_head(const Attention *of, const Scratch *in, int64_t batch, i
             shares[r] = 1.0f / total;
             sums[first + r] = highest + logf(total);
         }
-        float *const mixed = output + first * of->output.step;
+        float *const mixed = output.numbers + first * output.step;
         multiply_panels(in->weights, width, 1, rows, in->values_along, seen, of->keys * COLUMNS, of->head_width, mixed,
-                        of->output.step, 0);
+                        output.step, 0);
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t h = 0; h < of->head_width; h += LANES) *(vec *)(mixed + r * of->output.step + h) *= shares[r];
+            for (int64_t h = 0; h < of->head_width; h += LANES) *(vec *)(mixed + r * output.step + h) *= shares[r];
     }
+    put_head(of, &of->output, batch, head, of->queries, output.numbers);
 }
 
 /* From weights and the gradients by them to gradients by scores, in the place of the latter. */
-static void through_softmax(const Attention *of, const Scratch *in, const float *output, const float *output_gradient,
+static void through_softmax(const Attention *of, const Scratch *in, Head output, Head output_gradient, int64_t first,
                             const float *sums, int64_t rows, int64_t width) {
     const float scale = 1.0f / sqrtf((float)of->head_width);
     for (int64_t r = 0; r < rows; r++) {
         vec product = {0};
         for (int64_t h = 0; h < of->head_width; h += LANES)
-            product += *(const vec *)(output + r * of->output.step + h) *
-                       *(const vec *)(output_gradient + r * of->output_gradient.step + h);
+            product += *(const vec *)(output.numbers + (first + r) * output.step + h) *
+                       *(const vec *)(output_gradient.numbers + (first + r) * output_gradient.step + h);
         const float mean = sum_of(product);
         for (int64_t c = 0; c < width; c += LANES) {
             vec *const weight = (vec *)(in->weights + r * width + c), *const gradient = (vec *)(in->gradients + r * width + c);
@@ -190,52 +234,54 @@ static void through_softmax(const Attention *of, const Scratch *in, const float 
 
 static void attend_head_backward(const Attention *of, const Scratch *in, int64_t batch, int64_t head) {
     const int64_t head_width = of->head_width;
-    const float *const queries = head_of(&of->query, batch, head), *const keys = head_of(&of->key, batch, head);
-    const float *const output = head_of(&of->output, batch, head);
-    const float *const output_gradients = head_of(&of->output_gradient, batch, head);
+    const Head queries = head_of(of, &of->query, batch, head, of->queries, in->made[0]);
+    const Head output = head_of(of, &of->output, batch, head, of->queries, in->made[1]);
+    const Head gradients = head_of(of, &of->output_gradient, batch, head, of->queries, in->made[2]);
+    const Head query_gradients = room_for(of, &of->query_gradient, batch, head, in->made[3]);
     const float *const sums = of->sums + (batch * of->heads + head) * of->queries;
-    prepare_head(of, in, batch, head);
-    pack_along(keys, of->key.step, of->keys, head_width, in->keys_along);
-    pack_across(head_of(&of->value, batch, head), of->value.step, of->keys, head_width, 1.0f, in->values_across);
+    const Head keys = head_of(of, &of->key, batch, head, of->keys, in->made[4]);
+    prepare_head(of, in, batch, keys);
+    pack_along(keys.numbers, keys.step, of->keys, head_width, in->keys_along);
+    const Head values = head_of(of, &of->value, batch, head, of->keys, in->made[4]);
+    pack_across(values.numbers, values.step, of->keys, head_width, 1.0f, in->values_across);
     memset(in->key_gradients, 0, (size_t)(of->keys * head_width) * sizeof(float));
     memset(in->value_gradients, 0, (size_t)(of->keys * head_width) * sizeof(float));
 
     for (int64_t first = 0; first < of->queries; first += BLOCK) {
         const int64_t rows = least(BLOCK, of->queries - first);
         const int64_t seen = keys_of(of, first + rows), width = filled_up(seen);
-        const float *const block = queries + first * of->query.step;
-        const float *const gradient = output_gradients + first * of->output_gradient.step;
-        score_block(of, in, block, first, rows, width);
-        multiply_panels(gradient, of->output_gradient.step, 1, rows, in->values_across, head_width,
-                        head_width * COLUMNS, width, in->gradients, width, 0);
-        through_softmax(of, in, output + first * of->output.step, gradient, sums + first, rows, width);
+        const float *const block = queries.numbers + first * queries.step;
+        const float *const gradient = gradients.numbers + first * gradients.step;
+        score_block(of, in, queries, first, rows, width);
+        multiply_panels(gradient, gradients.step, 1, rows, in->values_across, head_width, head_width * COLUMNS, width,
+                        in->gradients, width, 0);
+        through_softmax(of, in, output, gradients, first, sums + first, rows, width);
 
         multiply_panels(in->gradients, width, 1, rows, in->keys_along, seen, of->keys * COLUMNS, head_width,
-                        head_of(&of->query_gradient, batch, head) + first * of->query_gradient.step,
-                        of->query_gradient.step, 0);
-        pack_along(block, of->query.step, rows, head_width, in->queries_along);
-        pack_along(gradient, of->output_gradient.step, rows, head_width, in->outputs_along);
+                        query_gradients.numbers + first * query_gradients.step, query_gradients.step, 0);
+        pack_along(block, queries.step, rows, head_width, in->queries_along);
+        pack_along(gradient, gradients.step, rows, head_width, in->outputs_along);
         multiply_panels(in->gradients, 1, width, seen, in->queries_along, rows, rows * COLUMNS, head_width,
                         in->key_gradients, head_width, 1);
         multiply_panels(in->weights, 1, width, seen, in->outputs_along, rows, rows * COLUMNS, head_width,
                         in->value_gradients, head_width, 1);
     }
-    for (int64_t l = 0; l < of->keys; l++) {
-        memcpy(head_of(&of->key_gradient, batch, head) + l * of->key_gradient.step, in->key_gradients + l * head_width,
-               (size_t)head_width * sizeof(float));
-        memcpy(head_of(&of->value_gradient, batch, head) + l * of->value_gradient.step,
-               in->value_gradients + l * head_width, (size_t)head_width * sizeof(float));
-    }
+    put_head(of, &of->query_gradient, batch, head, of->queries, query_gradients.numbers);
+    put_head(of, &of->key_gradient, batch, head, of->keys, in->key_gradients);
+    put_head(of, &of->value_gradient, batch, head, of->keys, in->value_gradients);
 }
 
 /* Runs `of_head` for every head, each thread with memory of its own. Returns 0, or 1 where there is no memory. */
 static int for_each_head(const Attention *of,
                          void (*of_head)(const Attention *, const Scratch *, int64_t batch, int64_t head)) {
     const int64_t width = filled_up(of->keys), panels = width * of->head_width, block = BLOCK * of->head_width;
+    const int64_t longest = of->queries > of->keys ? of->queries : of->keys;
+    const int64_t made = of->type == BFLOAT16 ? longest * of->head_width : 0;
     int failed = 0;
 #pragma omp parallel num_threads((int)of->threads)
     {
-        float *const memory = malloc((size_t)(6 * panels + width + 2 * BLOCK * width + 2 * block) * sizeof(float));
+        float *const memory =
+            malloc((size_t)(6 * panels + width + 2 * BLOCK * width + 2 * block + 5 * made) * sizeof(float));
         if (!memory) {
 #pragma omp atomic write
             failed = 1;
@@ -243,6 +289,7 @@ static int for_each_head(const Attention *of,
 #pragma omp barrier
         if (!failed) {
             float *const rest = memory + 6 * panels;
+            float *const last = rest + width + 2 * BLOCK * width + 2 * block;
             const Scratch in = {
                 .keys_across = memory,
                 .keys_along = memory + panels,
@@ -255,6 +302,7 @@ static int for_each_head(const Attention *of,
                 .gradients = rest + width + BLOCK * width,
                 .queries_along = rest + width + 2 * BLOCK * width,
                 .outputs_along = rest + width + 2 * BLOCK * width + block,
+                .made = {last, last + made, last + 2 * made, last + 3 * made, last + 4 * made},
             };
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < of->batch * of->heads; task++)

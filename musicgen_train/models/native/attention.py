@@ -22,7 +22,7 @@ from musicgen_train.models.native.structures import Attention, States
 _SOURCE = "attention.c"
 # Threads take whole heads: with fewer of them for each, some would have nothing to do.
 _HEADS_OF_A_THREAD = 2
-_DTYPES = (torch.float32, torch.bfloat16)
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def is_available(head_width: int, dropout: float) -> bool:
@@ -42,7 +42,7 @@ def can_attend_natively(
     if any(each.device.type != "cpu" or each.dtype != queries.dtype or each.stride(-1) != 1 for each in states):
         return False
     return (
-        queries.dtype in _DTYPES
+        queries.dtype in _TYPES
         and steps > 1
         and keys.numel() > 0
         # Of masks, those that hide keys from all queries alike.
@@ -82,9 +82,8 @@ class _Attend(torch.autograd.Function):
     ) -> torch.Tensor:
         seen_BL = None if allowed_BL is None else allowed_BL.to(torch.uint8).contiguous()
         output = _like(queries)
-        sums_BNS = output.new_empty(queries.shape[:3])
-        _call("attend", queries.float(), keys.float(), values.float(), output, sums_BNS, seen_BL, causal)
-        output = output.to(queries.dtype)
+        sums_BNS = torch.empty(queries.shape[:3])
+        _call("attend", queries, keys, values, output, sums_BNS, seen_BL, causal)
         ctx.save_for_backward(queries, keys, values, output, sums_BNS, seen_BL)
         ctx.causal = causal
         return output
@@ -92,16 +91,14 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *rounded, sums_BNS, seen_BL = ctx.saved_tensors
-        queries, keys, values, output = (each.float() for each in rounded)
+        queries, keys, values, output, sums_BNS, seen_BL = ctx.saved_tensors
         (gradient,) = grads
-        gradient = gradient.float()
         if gradient.stride(-1) != 1:
             gradient = gradient.contiguous()
         found = [_like(each) for each in (queries, keys, values)]
         gradients = dict(zip(("output", "query", "key", "value"), (gradient, *found), strict=True))
         _call("attend_backward", queries, keys, values, output, sums_BNS, seen_BL, ctx.causal, gradients)
-        return (*(each.to(rounded[0].dtype) for each in found), None, None)
+        return (*found, None, None)
 
 
 def _call(
@@ -125,6 +122,7 @@ def _call(
         head_width=head_width,
         causal=causal,
         threads=torch.get_num_threads(),
+        type=_TYPES[queries.dtype],
         query=_states(queries),
         key=_states(keys),
         value=_states(values),
@@ -144,5 +142,5 @@ def _states(tensor_BNSH: torch.Tensor) -> States:
 
 
 def _like(tensor_BNSH: torch.Tensor) -> torch.Tensor:
-    """Room for as much in float32, laid out as `(B, S, N, H)`: so what comes before and after has it."""
-    return tensor_BNSH.new_empty(tensor_BNSH.transpose(1, 2).shape, dtype=torch.float32).transpose(1, 2)
+    """Room for as much, laid out as `(B, S, N, H)`: so what comes before and after has it."""
+    return tensor_BNSH.new_empty(tensor_BNSH.transpose(1, 2).shape).transpose(1, 2)

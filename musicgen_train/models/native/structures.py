@@ -25,6 +25,7 @@ class Attention(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "head_width", "causal", "threads")),
+        ("type", ctypes.c_int64),
         *((name, States) for name in ("query", "key", "value", "output")),
         *((name, POINTER) for name in ("seen", "sums")),
         *((f"{name}_gradient", States) for name in ("output", "query", "key", "value")),

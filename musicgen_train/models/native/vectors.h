@@ -38,6 +38,14 @@ static inline __attribute__((always_inline)) vec weights_at(const enum type type
     return (vec)(__builtin_convertvector(*(const halves *)place, ints) << 16); /* the upper half of a float */
 }
 
+/* To bfloat16, to the nearest and of two to the even one, as torch does; what is not a number stays none. */
+static inline halves rounded(vec x) {
+    typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+    const bits whole = (bits)x, none = (bits)(x != x);
+    const bits upper = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
+    return __builtin_convertvector((upper & ~none) | (0x7fc0 & none), halves);
+}
+
 /* Where weights are read from: one needs to be told what is read next, the other is slower for it. */
 enum source { MEMORY, CACHE };
 
