@@ -67,7 +67,7 @@ def score(
             labels_BTK = batch.labels(decoder.delays, decoder.config.pad_token_id)
             text_BLD = model.project_text(batch.text_states.to(model.dtype), batch.text_mask)
             scores = score_labels(decoder, labels_BTK, text_BLD, batch.text_mask)
-            sums += scores.sums_K.double().cpu()
+            sums += scores.sums_K.cpu().double()  # MPS has no float64
             counts += scores.counts_K.cpu()
             hits += scores.correct_K.cpu()
             if on_batch is not None:

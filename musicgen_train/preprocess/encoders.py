@@ -95,7 +95,7 @@ class AudioCoder:
         return self._encode(filled)[: len(clips)]
 
     def _encode(self, clips: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
-        audio_BCS = torch.from_numpy(np.stack(clips)).to(self.device, non_blocking=True)
+        audio_BCS = torch.from_numpy(np.stack(clips)).to(self.device)
         if not self._by_side:
             return self._codes(audio_BCS)
         sides = [self._codes(audio_BCS[:, side : side + 1]) for side in range(self.channels)]

@@ -68,7 +68,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
         best = next(kind for kind, count in counts.items() if count)
-        return torch.device(best, local_rank % counts[best]) if best == "cuda" else torch.device(best)
+        return _usable(torch.device(best, local_rank % counts[best]) if best == "cuda" else torch.device(best))
     not_allowed = f"device is {name!r}; allowed are auto, cpu, cuda, cuda:N, mps"
     try:
         device = torch.device(name)
@@ -79,10 +79,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if (device.index or 0) >= counts[device.type]:
         there = [kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in counts.items() if count]
         raise ValueError(f"device is {name!r}, which torch does not find on this machine; there is {', '.join(there)}")
+    return _usable(device)
+
+
+def _usable(device: torch.device) -> torch.device:
     try:
         torch.zeros(1, device=device)
     except RuntimeError as error:  # such as a GPU that another process has for itself
-        raise ValueError(f"device is {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"the device {device} cannot be used: {str(error).splitlines()[0]}. device=cpu computes without it"
+        ) from error
     return device
 
 

@@ -191,15 +191,9 @@ class ModelMemory:
         passed on, or with checkpointing, in a layer that is computed again."""
         config, layers = self._config, self._layers_with_gradients()
         positions = step.clips * step.frames
-        copies = step.product_size * sum(
-            product.numel
-            for layer in layers
-            for product in layer
-            # Under checkpointing a copy outlives its layer where autocast keeps it, which it does of trained weights.
-            if step.rounds and self._is_native(step) and (product.trained or not step.checkpointing)
-        )
-        beginning = self._saved_by_heads(step) + self._scoring(step) + copies
-        saved = [self._saved_by_layer(step, layer) for layer in layers]
+        beginning = self._saved_by_heads(step) + self._scoring(step)
+        # Lightning's autocast keeps no copies of weights itself, but the backward pass of a product keeps its own.
+        saved = [self._saved_by_layer(step, layer) + self._copied_weights(step, layer) for layer in layers]
         if not step.checkpointing:
             return self._saved_once(step) + sum(saved) + beginning
         inputs = len(layers) * positions * config.hidden_size * step.weight_dtype.itemsize
@@ -212,6 +206,17 @@ class ModelMemory:
         """What the backward pass keeps without checkpointing, but for weights, their copies and their gradients."""
         layers = sum(self._saved_by_layer(step, layer) for layer in self._layers_with_gradients())
         return self._saved_once(step) + layers + self._saved_by_heads(step)
+
+    def _copied_weights(self, step: Step, products: list[_Product]) -> int:
+        """Rounded copies of weights, but for that of the product after a gelu, which is made again."""
+        if not (step.rounds and self._is_native(step)):
+            return 0
+        gelu = self._config.activation_function == "gelu" and not self._config.activation_dropout
+        return step.product_size * sum(
+            product.numel
+            for product in products
+            if not (gelu and product.takes == "activated" and product.trained and not product.adapted)
+        )
 
     def _layers_with_gradients(self) -> list[list[_Product]]:
         """All layers, but for those at the bottom that nothing below them or in them is trained for."""

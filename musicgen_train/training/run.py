@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -49,6 +51,10 @@ from musicgen_train.training.trainer import (
     shards_weights,
     world_size,
 )
+
+
+# Of clips; each is worth a plan of cuDNN's attention, which is then used for many steps.
+_MOST_PLANNED_LENGTHS = 64
 
 
 @dataclass
@@ -104,6 +110,7 @@ def run(cfg: DictConfig) -> Run:
     module.to(trainer.strategy.root_device)
     if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
+    choose_attention(data)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if resumed_step is not None and resumed_step >= settings.max_steps:
         end_again(trainer, module)
@@ -178,6 +185,16 @@ def describe(
         f"model: {trainable:,} parameters to train, from {settings.init_from}, {trainer.precision} on "
         f"{trainer.strategy.root_device}"
     )
+
+
+def choose_attention(data: LatentDataModule) -> None:
+    """Leave cuDNN's attention out where clips have many lengths.
+
+    It is torch's first choice on an H100 in half precision, and is planned anew, forward and backward, for every shape.
+    (From torch's sources: no GPU was at hand to measure from how many lengths on that costs more than it gains.)
+    """
+    if len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS:
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def watch_memory(

@@ -81,5 +81,5 @@ def score(
 
 def counts_of(frames: torch.Tensor, delays: Sequence[int]) -> torch.Tensor:
     """Scored positions of each codebook, int64 `(K,)`, in clips of these lengths: `frames - delay` each."""
-    delays_K = torch.tensor(list(delays), device=frames.device)
-    return (frames[:, None] - delays_K).clamp(min=0).sum(dim=0)
+    # Delays as numbers: a tensor of them would be copied to the device, which the host would wait for.
+    return torch.stack([(frames - delay).clamp(min=0).sum() for delay in delays])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_world import World, make_composite, save_composite
 
+from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.evaluation.assemble import check_encoders, load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
@@ -92,6 +93,16 @@ def test_fingerprints_are_of_the_files_whatever_the_dtype(world: World) -> None:
     assert half.model.dtype == torch.bfloat16
     assert (half.text_encoder, half.audio_encoder) == (full.text_encoder, full.audio_encoder)
     check_encoders(half, Manifest.load(world.latents), "latents")
+
+
+def test_float16_leaves_in_float32_what_it_has_no_range_for(world: World) -> None:
+    # As `from_pretrained` reads it.
+    expected = MusicgenForConditionalGeneration.from_pretrained(world.composite, dtype=torch.float16).state_dict()
+    found = load_model(find_model(str(world.composite)), dtype=torch.float16).model.state_dict()
+    assert {str(value.dtype) for value in found.values()} == {"torch.float16", "torch.float32"}
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype, name
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("part", ["text", "audio"])

@@ -18,6 +18,7 @@ def has(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_auto_is_the_best_there_is(has: pytest.MonkeyPatch) -> None:
     assert pick_device("auto") == torch.device("cpu")
+    has.setattr(torch, "zeros", lambda *args, **options: None)  # they answer
     has.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("mps")
     has.setattr(torch.cuda, "device_count", lambda: 2)
@@ -50,8 +51,11 @@ def test_a_device_that_does_not_answer_is_told(has: pytest.MonkeyPatch) -> None:
 
     has.setattr(torch.cuda, "device_count", lambda: 1)
     has.setattr(torch, "zeros", busy)
-    with pytest.raises(ValueError, match=r"device is 'cuda', which cannot be used: CUDA error: .* unavailable$"):
-        pick_device("cuda")
+    for name, device in (("cuda", "cuda"), ("auto", "cuda:0")):
+        with pytest.raises(
+            ValueError, match=rf"the device {device} cannot be used: CUDA error: .* unavailable\. device=cpu computes"
+        ):
+            pick_device(name)
 
 
 def test_the_cpu_is_always_there() -> None:

@@ -53,8 +53,6 @@ def batch() -> Batch:
         )
 
 
-# The delays go to the device by a copy that is waited for: make them of numbers, frames - delay one by one.
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="training/scores.py: counts_of waits")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("attend_to_padding", [False, True])
 def test_a_step_looks_at_the_device_once(precision: str, attend_to_padding: bool) -> None:
