@@ -52,7 +52,6 @@ from musicgen_train.training.trainer import (
     world_size,
 )
 
-
 # Of clips; each is worth a plan of cuDNN's attention, which is then used for many steps.
 _MOST_PLANNED_LENGTHS = 64
 
