@@ -1,6 +1,6 @@
 """A resolved configuration as dataclasses: every value of the type that its field declares, or an error that says why.
 
-A stage declares its settings as a frozen dataclass, with one more for each section of its YAML file, and reads them
+A stage declares its settings as a dataclass, with one more for each section of its YAML file, and reads them
 with `from_plain`. What depends on more than one value, or on its size, is for the dataclass's own `__post_init__`.
 """
 

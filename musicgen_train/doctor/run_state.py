@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
 from musicgen_train.hub.folder import read_json
 from musicgen_train.training.checkpoint_files import newest_intact, read_plain
+from musicgen_train.training.early_stopping import EarlyStopping
 from musicgen_train.training.module import CHECKPOINT_KEY
 from musicgen_train.training.run_folder import (
     CHECKPOINTS_FOLDER,
@@ -23,11 +23,13 @@ from musicgen_train.training.run_folder import (
     LAST_CHECKPOINT,
     METRICS_NAME,
     PROVENANCE_NAME,
+    exported,
     is_run,
 )
 from musicgen_train.training.trainer import is_over, make_callbacks
 
 TOPIC = "run"
+_OWN_STOPPING = f"{EarlyStopping.__module__}.{EarlyStopping.__qualname__}"
 
 
 def look_at_run(folder: Path) -> Iterator[Finding]:
@@ -73,11 +75,15 @@ def _look_at_checkpoint(checkpoint: Path, config: DictConfig, folder: Path) -> I
     yield from changed
     if changed:
         return
-    if not is_over(make_callbacks(config), content, total):
+    # Of what the config names, only what this knows is made: it may be anybody's.
+    callbacks = {
+        name: each for name, each in config.callbacks.items() if each and each.get("_target_") == _OWN_STOPPING
+    }
+    if not is_over(make_callbacks(OmegaConf.create({"callbacks": callbacks})), content, total):
         yield ok(TOPIC, "can go on: the same command with resume=auto")
         return
     ended = "stopped early" if step < total else "finished"
-    if (folder / COMPOSITE_FOLDER / HUB_CONFIG_NAME).is_file():
+    if exported(folder) is not None:
         yield ok(TOPIC, f"{ended}; its model is {folder / COMPOSITE_FOLDER}")
     else:
         yield note(TOPIC, f"{ended}, and the model is not there", "the same command with resume=auto writes it")

@@ -68,7 +68,7 @@ def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, s
     if source.checkpoint is None and source.adapter is None:
         assert source.folder is not None
         return MusicgenForConditionalGeneration.from_pretrained(source.folder), source.folder
-    # Imported here: they bring Lightning, which nothing else here needs.
+    # Imported here: they bring what trains a model, which reading a composite does not need.
     from musicgen_train.training.adapted import with_encoders
     from musicgen_train.training.start import Encoders, composite_of, read_checkpoint
 

@@ -57,7 +57,9 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         check_output(output, overwrite=overwrite)
         put_in_place(staging, place, earlier)
     except BaseException:
-        if any(staging.iterdir()):
+        if not staging.exists():
+            pass  # it has its place; what failed came after that
+        elif any(staging.iterdir()):
             print(f"what was made so far is in {staging}", file=sys.stderr)
         else:
             staging.rmdir()

@@ -214,6 +214,7 @@ class Evaluation:
                     "composite": source.folder,
                     "text_encoder": self.evaluated.text_source,
                     "checkpoint": None if source.checkpoint is None else str(source.checkpoint),
+                    "adapter": None if source.adapter is None else str(source.adapter),
                     "run": None if source.run is None else str(source.run),
                     "decoder_parameters": model.decoder.num_parameters(),
                     "text_encoder_fingerprint": self.evaluated.text_encoder,

@@ -17,7 +17,7 @@ CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 
 # Of what is being written; a killed process leaves it.
-_SAVING = ".saving-"
+PARTIAL = ".saving-"
 # "name" or "owner/name", as huggingface_hub allows them.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _NAMES_SHOWN = 12
@@ -221,7 +221,7 @@ def write_atomically(
     Raises:
         OSError: it cannot be written, e.g. because the disk is full. What was there before stays.
     """
-    partial = path.with_name(f"{_SAVING}{path.name}") if partial is None else partial
+    partial = path.with_name(f"{PARTIAL}{path.name}") if partial is None else partial
     try:
         with partial.open("wb") as file:
             if callable(content):
@@ -297,7 +297,7 @@ def atomic_folder(target: str | os.PathLike[str], *, obsolete: Callable[[str], b
         raise NotADirectoryError(f"cannot save into {target}: it is a file, not a folder")
     # Inside a target that exists, since its parent may be read-only or on another file system.
     place = target if target.exists() else target.parent
-    work = place / f"{_SAVING}{target.name}-{secrets.token_hex(4)}"
+    work = place / f"{PARTIAL}{target.name}-{secrets.token_hex(4)}"
     staging = work / "new"
     try:
         staging.mkdir(parents=True)

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from musicgen_train.hub.folder import write_atomically
+from musicgen_train.hub.folder import PARTIAL, write_atomically
 from musicgen_train.hub.weights import CheckpointError
 
 EXTENSION = ".ckpt"
-# Of a file that is being written; what a killed run leaves of it is no checkpoint.
-PARTIAL = ".saving-"
 # Of a file that was found to be broken.
 DAMAGED = ".damaged"
 _MIB = 2**20
@@ -161,14 +159,9 @@ def keep_also_as(path: Path, name: str) -> None:
         os.replace(link, path.with_name(name))
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    write_atomically(path, text, partial=path.with_name(f"{PARTIAL}{path.name}"))
-
-
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(checkpoint, file), partial=path.with_name(f"{PARTIAL}{path.name}"))
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
 
 
 def _cannot_save(error: OSError | RuntimeError, path: Path, checkpoint: dict[str, Any]) -> OSError:

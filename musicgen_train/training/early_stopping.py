@@ -14,15 +14,28 @@ class EarlyStopping(LightningEarlyStopping):
     """Lightning's, but a run that it has ended stays ended when it is resumed, and `patience` is the config's.
 
     Lightning's own trains on from such a checkpoint, and takes the patience from there, so that a larger one would be
-    ignored. Here a larger one lets the run go on, as does leaving the callback out.
+    ignored. Here a larger one lets the run go on, as does leaving out the callback or what it has stopped for.
     """
 
     def has_ended(self, state: Mapping[str, Any]) -> bool:
         """Whether a run is over whose checkpoint has this state of the callback, under the patience that it has now."""
-        reason = EarlyStoppingReason(state["stopping_reason"])
-        if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
-            return int(state["wait_count"]) >= self.patience
-        return reason is not EarlyStoppingReason.NOT_STOPPED
+        holds = {
+            EarlyStoppingReason.NOT_STOPPED: False,
+            EarlyStoppingReason.PATIENCE_EXHAUSTED: int(state["wait_count"]) >= self.patience,
+            EarlyStoppingReason.NON_FINITE_METRIC: self.check_finite,
+            EarlyStoppingReason.STOPPING_THRESHOLD: self.stopping_threshold is not None,
+            EarlyStoppingReason.DIVERGENCE_THRESHOLD: self.divergence_threshold is not None,
+        }
+        return holds[EarlyStoppingReason(state["stopping_reason"])]
+
+    @property
+    def way_on(self) -> str:
+        """What lets a run go on that this has ended."""
+        if self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            return "resume=auto and a larger callbacks.early_stopping.patience"
+        if self.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC:
+            return "callbacks=default and resume= with an earlier checkpoint, such as best.ckpt"
+        return "resume=auto and callbacks=default"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         patience = self.patience

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import WeightAveraging
 
 from musicgen_train.data.datamodule import LatentDataModule
@@ -23,6 +24,7 @@ from musicgen_train.training.run_folder import (
     COMPOSITE_FOLDER,
     CONFIG_NAME,
     METRICS_NAME,
+    OUTDATED_NAME,
     PROVENANCE_NAME,
 )
 from musicgen_train.training.samples import SamplePrompts
@@ -49,11 +51,12 @@ def end_again(trainer: lightning.Trainer, module: MusicgenTraining) -> None:
 def say_if_stopped_early(trainer: lightning.Trainer, max_steps: int) -> None:
     """Say why a run has ended before its last step, and what lets it go on."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        reason = callback.stopping_reason_message if isinstance(callback, EarlyStopping) else None
+        reason = callback.stopping_reason_message if isinstance(callback, LightningEarlyStopping) else None
         if reason is not None and trainer.global_step < max_steps:
+            way_on = callback.way_on if isinstance(callback, EarlyStopping) else "resume=auto"
             say(
                 f"stopped early, after step {trainer.global_step}: {reason.removesuffix(_LIGHTNINGS_OWN)} To train on, "
-                "give the same command with resume=auto and a larger callbacks.early_stopping.patience"
+                f"give the same command with {way_on}"
             )
 
 
@@ -76,11 +79,10 @@ def export(
     """Write the composite with the weights that were asked for, and say where everything is."""
     # Where the weights are divided among devices, all ranks have to take part in putting them together.
     last = trainer.strategy.lightning_module_state_dict()
+    best = best_checkpoint(callbacks) if settings.export.weights == "best" else None
     if trainer.is_global_zero:
         peak = peak_memory_mb(trainer.strategy.root_device)
-        trained, step = last, trainer.global_step
-        if settings.export.weights == "best":
-            trained, step = _weights_of(best_checkpoint(callbacks))
+        trained, step = (last, trainer.global_step) if best is None else _weights_of(best)
         folder = settings.output / COMPOSITE_FOLDER
         probe = data.probe(frames=50)
         composite = start.composite
@@ -88,6 +90,7 @@ def export(
             composite = whole_composite(composite, last, torch.device("cpu"))
         card = _card(settings.output, step)
         export_composite(composite.cpu(), start.processor, folder, batch=probe, trained=trained, card=card)
+        (settings.output / OUTDATED_NAME).unlink(missing_ok=True)
         if adapter is not None:
             save_adapter(start.composite, adapter, settings.output / ADAPTER_FOLDER, adapter_card(adapter, card))
             say(f"the adapter alone, which belongs to {adapter.base}: {settings.output / ADAPTER_FOLDER}")

@@ -61,14 +61,25 @@ def export_composite(
         plain.save_pretrained(staging)
         processor.save_pretrained(staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
-        compare_with_folder(plain, state, staging, batch)
+        compare_with_folder(plain, state, staging, batch, name=folder)
 
 
 @torch.no_grad()
 def compare_with_folder(
-    composite: MusicgenForConditionalGeneration, state: Mapping[str, torch.Tensor], folder: Path, batch: Batch
+    composite: MusicgenForConditionalGeneration,
+    state: Mapping[str, torch.Tensor],
+    folder: Path,
+    batch: Batch,
+    name: Path | None = None,
 ) -> None:
     """Read a folder back and compare every tensor bit by bit, and the logits of a batch up to rounding.
+
+    Args:
+        composite: what was written.
+        state: its tensors.
+        folder: where to.
+        batch: to compute the logits of.
+        name: what the folder is to be called, for errors, where that is another.
 
     Raises:
         CheckpointError: they differ.
@@ -78,14 +89,16 @@ def compare_with_folder(
     found = again.state_dict()
     different = [name for name, value in state.items() if not torch.equal(found[name], value.cpu())]
     if different:
-        raise CheckpointError(f"{folder} was read back with other tensors than were written: {list_some(different)}")
+        raise CheckpointError(
+            f"{name or folder} was read back with other tensors than were written: {list_some(different)}"
+        )
     # A model of its own, so that the trained one stays as it is: the same weights have to mean the same.
     # Not to the last bit: how products are summed up depends on where in memory weights lie, and mapped files lie
     # elsewhere.
     expected = _logits(_with_state(composite, state), batch)
     rounding = float(expected.abs().max()) * torch.finfo(again.dtype).eps ** 0.5
     if not torch.allclose(_logits(again, batch), expected, rtol=0.0, atol=rounding):
-        raise CheckpointError(f"{folder} was read back with the same tensors and gives other logits")
+        raise CheckpointError(f"{name or folder} was read back with the same tensors and gives other logits")
 
 
 def _with_state(

@@ -66,6 +66,7 @@ class LastCheckpoint(lightning.Callback):
         # Asked during the last step: what comes after it takes a while, too, and a resumed run does it.
         if self._ranks_agree(trainer):
             self._stop(trainer)
+        self._signals.let_go()
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

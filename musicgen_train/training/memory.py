@@ -310,9 +310,8 @@ class ModelMemory:
     def _repeats_attention(self, step: Step) -> bool:
         """Whether attention is done again in the backward pass: see `models.attention.attend`."""
         config = self._config
-        in_c = self._device.type == "cpu" and is_available(
-            config.hidden_size // config.num_attention_heads, config.attention_dropout
-        )
+        heads, head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        in_c = self._device.type == "cpu" and is_available(step.clips * heads, head_width, config.attention_dropout)
         return not in_c and not self._is_native(step)
 
     def _saved_once(self, step: Step) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from musicgen_train.training.checkpoint_files import write_text_atomically
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.training.health import NAMES as HEALTH_NAMES
 from musicgen_train.training.run_folder import METRICS_NAME
 from musicgen_train.training.scores import metric_names
@@ -94,7 +94,7 @@ class MetricsFile(Logger):
         writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
-        write_text_atomically(self.path, text.getvalue())
+        write_atomically(self.path, text.getvalue())
         self._started = True
 
 

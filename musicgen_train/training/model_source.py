@@ -13,6 +13,7 @@ from musicgen_train.training.run_folder import (
     CHECKPOINTS_FOLDER,
     COMPOSITE_FOLDER,
     METRICS_NAME,
+    exported,
     find_checkpoint,
     is_run,
 )
@@ -40,7 +41,7 @@ class ModelSource:
 
 
 def find_model(name: str, setting: str) -> ModelSource:
-    """What `setting=name` means. A run is its composite, or its last checkpoint where it has not ended.
+    """What `setting=name` means. A run is its composite, or its last checkpoint where it has not ended or has gone on.
 
     Args:
         name: a run's folder, a checkpoint, an adapter's folder, or a model's folder or hub id.
@@ -59,8 +60,9 @@ def find_model(name: str, setting: str) -> ModelSource:
         return _of_checkpoint(path)
     if is_adapter(path):
         return ModelSource(adapter=path, run=_run_around(path, ADAPTER_FOLDER))
-    if (path / COMPOSITE_FOLDER / CONFIG_NAME).is_file():
-        return ModelSource(folder=str(path / COMPOSITE_FOLDER), run=path)
+    composite = exported(path)
+    if composite is not None:
+        return ModelSource(folder=str(composite), run=path)
     if is_run(path) and not (path / CONFIG_NAME).is_file():
         return _of_checkpoint(find_checkpoint(path))
     if path.is_dir() and not (path / CONFIG_NAME).is_file():

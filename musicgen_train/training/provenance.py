@@ -14,9 +14,8 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from musicgen_train.data.datamodule import LatentDataModule
-from musicgen_train.hub.folder import read_json
+from musicgen_train.hub.folder import read_json, write_atomically
 from musicgen_train.provenance.record import now, record, write_patch
-from musicgen_train.training.checkpoint_files import write_text_atomically
 from musicgen_train.training.run_folder import PROVENANCE_NAME
 
 
@@ -127,4 +126,4 @@ def is_hub_id(name: str) -> bool:
 
 def _write(run: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    write_text_atomically(run / PROVENANCE_NAME, text + "\n")
+    write_atomically(run / PROVENANCE_NAME, text + "\n")

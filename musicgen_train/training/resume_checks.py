@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.hub.weights import CheckpointError, list_some
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.training.checkpoint_files import read_plain
 from musicgen_train.training.module import CHECKPOINT_KEY
 
 # What may differ: they change how the decoder trains, not what it is.
 _OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "layerdrop", "use_cache"}
 
 
-def require_same_run(checkpoint: Path, config: MusicgenDecoderConfig, data: LatentDataModule) -> None:
+def require_same_run(
+    checkpoint: Path | None, content: Mapping[str, Any], config: MusicgenDecoderConfig, data: LatentDataModule
+) -> None:
     """See that a checkpoint fits the decoder and the data.
+
+    Args:
+        checkpoint: for errors.
+        content: of it, see `checkpoint_files.read_plain`.
+        config: of the decoder.
+        data: which goes on where the checkpoint says.
 
     Raises:
         CheckpointError: it is none of `scripts/train.py`.
         ValueError: it is of another decoder, or of other data.
     """
-    content = read_plain(checkpoint)
     state_of_data = content.get(type(data).__qualname__)
     if CHECKPOINT_KEY not in content or state_of_data is None or "optimizer_states" not in content:
         raise CheckpointError(f"resume={checkpoint} is no checkpoint of scripts/train.py, or holds weights alone")

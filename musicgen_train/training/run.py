@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.training.adapters import AdapterRecord, keep_only_adapter_in_state
-from musicgen_train.training.checkpoint_files import read_plain, write_text_atomically
+from musicgen_train.training.checkpoint_files import read_plain
 from musicgen_train.training.checks import run_checks
 from musicgen_train.training.console import say
 from musicgen_train.training.ema import EMA
@@ -45,6 +48,7 @@ from musicgen_train.training.trainer import (
     is_over,
     make_callbacks,
     make_trainer,
+    needs_validation,
     quiet_lightning,
     require_best,
     require_whole_weights,
@@ -83,6 +87,8 @@ def run(cfg: DictConfig) -> Run:
     )
     if settings.export.weights == "best":
         require_best(callbacks, data)
+    if data.validation_clips is None:
+        callbacks = {name: callback for name, callback in callbacks.items() if not needs_validation(callback)}
     opened = open_run_of_rank(settings)
     checkpoint = opened.checkpoint
     content = None if checkpoint is None else read_plain(checkpoint)
@@ -94,8 +100,8 @@ def run(cfg: DictConfig) -> Run:
     adapter = choose_parameters(
         start, settings.freezing, settings.adapter, init_from=settings.init_from, seed=settings.seed
     )
-    if checkpoint is not None:
-        require_same_run(checkpoint, start.composite.decoder.config, data)
+    if content is not None:
+        require_same_run(checkpoint, content, start.composite.decoder.config, data)
     prepare_folder(settings.output, opened, goes_on_from=None if over else resumed_step)
     origin = provenance(data, init_from=settings.init_from, encoders=str(start.encoders), seed=settings.seed)
     write_records(cfg, origin, settings.output)
@@ -109,8 +115,8 @@ def run(cfg: DictConfig) -> Run:
     module.to(trainer.strategy.root_device)
     if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
-    choose_attention(data)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with attention_for(data):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if resumed_step is not None and resumed_step >= settings.max_steps:
         end_again(trainer, module)
     for line in memory.report() if memory else []:
@@ -141,7 +147,7 @@ def prepare_folder(output: Path, opened: Opened, goes_on_from: int | None) -> No
 def write_records(cfg: DictConfig, origin: dict[str, Any], output: Path) -> None:
     """Write what decides the run's numbers, before the first of them; the config last, which makes it a run."""
     write_provenance(output, origin)
-    write_text_atomically(output / CONFIG_NAME, OmegaConf.to_yaml(cfg, resolve=True))
+    write_atomically(output / CONFIG_NAME, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def make_module(
@@ -186,14 +192,20 @@ def describe(
     )
 
 
-def choose_attention(data: LatentDataModule) -> None:
-    """Leave cuDNN's attention out where clips have many lengths.
+@contextlib.contextmanager
+def attention_for(data: LatentDataModule) -> Iterator[None]:
+    """Within the block, cuDNN's attention is left out where clips have many lengths.
 
     It is torch's first choice on an H100 in half precision, and is planned anew, forward and backward, for every shape.
     (From torch's sources: no GPU was at hand to measure from how many lengths on that costs more than it gains.)
     """
-    if len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS:
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    many = len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS
+    torch.backends.cuda.enable_cudnn_sdp(before and not many)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def watch_memory(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
+from musicgen_train.hub.folder import PARTIAL, write_atomically
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.provenance.record import PATCH_PREFIX
 from musicgen_train.training.checkpoint_files import (
     DAMAGED,
-    PARTIAL,
     Damaged,
     damage,
     newest_intact,
@@ -23,13 +23,18 @@ METRICS_NAME = "metrics.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 PREVIOUS_CHECKPOINT = "previous.ckpt"
-BEST_CHECKPOINT = "best.ckpt"
 COMPOSITE_FOLDER = "composite"
+OUTDATED_NAME = "composite-is-outdated.txt"
 ADAPTER_FOLDER = "adapter"
 SAMPLES_FOLDER = "samples"
 CHECKS_FOLDER = "checks"
 
 AUTO = "auto"
+
+_OUTDATED = (
+    "composite/ is what this run had come to at an earlier end. It was made longer, and has gone on from step {step}: "
+    "its newest weights are in checkpoints/. The next end replaces composite/ and removes this file.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ class Opened:
 def is_run(folder: Path) -> bool:
     """Whether a training run has begun in a folder."""
     return (folder / PROVENANCE_NAME).is_file() and (folder / CONFIG_NAME).is_file()
+
+
+def exported(run: Path) -> Path | None:
+    """The composite that a run has ended with; None where it has not, or has gone on since."""
+    composite = run / COMPOSITE_FOLDER
+    ended = (composite / HUB_CONFIG_NAME).is_file() and not (run / OUTDATED_NAME).exists()
+    return composite if ended else None
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -100,8 +112,8 @@ def make_ready(output: Path, opened: Opened, goes_on_from: int | None = None) ->
     Args:
         output: the run's folder.
         opened: what was found in it.
-        goes_on_from: the step after which training goes on. What an earlier end of the run has exported is then put
-            aside: it is no longer what the run has come to.
+        goes_on_from: the step after which training goes on. What an earlier end of the run has exported is then marked
+            as outdated: it is no longer what the run has come to. It stays, since others may use its encoders.
 
     Returns:
         What was found, a line each.
@@ -116,27 +128,19 @@ def make_ready(output: Path, opened: Opened, goes_on_from: int | None = None) ->
         remove_partial(output)
         lines = [f"removed {path}, which a killed run has left" for path in remove_partial(output / CHECKPOINTS_FOLDER)]
         for damaged in opened.damaged:
+            if damaged.path.parent != output / CHECKPOINTS_FOLDER:  # another run's, which is left alone
+                lines.append(f"warning: {damaged}; the run goes on from {opened.checkpoint}")
+                continue
             aside = damaged.path.with_name(damaged.path.name + DAMAGED)
             damaged.path.replace(aside)
             lines.append(f"warning: {damaged}; it is now {aside.name}, and the run goes on from {opened.checkpoint}")
-        if goes_on_from is not None:
-            lines += _put_aside_exports(output, goes_on_from)
+        if goes_on_from is not None and (output / COMPOSITE_FOLDER).exists():
+            write_atomically(output / OUTDATED_NAME, _OUTDATED.format(step=goes_on_from))
+            lines.append(f"{output / COMPOSITE_FOLDER} is of an earlier end of the run, and outdated until the next")
     except OSError as error:
         raise OSError(
             f"output={output} cannot be written ({error.strerror}); choose a folder where you may write"
         ) from error
-    return lines
-
-
-def _put_aside_exports(output: Path, step: int) -> list[str]:
-    lines = []
-    for name in (COMPOSITE_FOLDER, ADAPTER_FOLDER):
-        if not (output / name).exists():
-            continue
-        names = (f"{name}-before-step-{step + 1}" + (f".{number}" if number else "") for number in itertools.count())
-        aside = next(output / each for each in names if not (output / each).exists())
-        (output / name).rename(aside)
-        lines.append(f"{output / name} of the run's earlier end is now {aside.name}: the run goes on")
     return lines
 
 
@@ -154,7 +158,7 @@ def _given(checkpoint: Path) -> Opened:
     if not checkpoint.exists():
         raise FileNotFoundError(f"resume={checkpoint}: there is no such checkpoint")
     if checkpoint.is_dir():
-        return Opened(_newest_of_run(checkpoint))
+        return _newest_of_run(checkpoint)
     reason = damage(checkpoint)
     if reason is not None:
         others, _ = newest_intact(checkpoint.parent, prefer=LAST_CHECKPOINT)
@@ -163,10 +167,13 @@ def _given(checkpoint: Path) -> Opened:
     return Opened(checkpoint)
 
 
-def _newest_of_run(folder: Path) -> Path:
+def _newest_of_run(folder: Path) -> Opened:
     if not is_run(folder):
         raise FileNotFoundError(f"resume={folder} is a folder and no run; give auto, a checkpoint, or a run's folder")
-    return find_checkpoint(folder)
+    opened = _newest(folder)
+    if opened.checkpoint is None:
+        raise FileNotFoundError(f"resume={folder} has no checkpoint: the run ended before its first")
+    return opened
 
 
 def _names(folder: Path) -> list[str]:

@@ -44,6 +44,14 @@ class StopSignals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
 
+    def let_go(self) -> None:
+        """Have the signals do what they do by default, once there is nothing more to save."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) == self._receive:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # A worker process has inherited this; it lives as long as the training process needs it.
         if os.getpid() != self._process:

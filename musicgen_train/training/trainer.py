@@ -101,14 +101,13 @@ def make_trainer(
         settings: the same, read.
         start: what samples are made with.
         data: decides on micro-batches and on whether there is validation.
-        configured: see `make_callbacks`.
+        configured: see `make_callbacks`; none that `needs_validation` where there is none.
         resumed_step: the step from which the run goes on; None for a new one.
     """
     callbacks = _in_order(list(configured.values()), settings, start, data)
     arguments: dict[str, Any] = OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[assignment]
     if data.validation_clips is None:
         arguments["limit_val_batches"] = 0
-        callbacks = [callback for callback in callbacks if not needs_validation(callback)]
     names = columns(data.manifest.num_codebooks, data.validation_losses.values())
     metrics = MetricsFile(settings.output, names, resumed_step)
     return instantiate(
@@ -175,9 +174,18 @@ def needs_validation(callback: lightning.Callback) -> bool:
 
 
 def best_checkpoint(callbacks: Callbacks) -> Path:
-    """The checkpoint that `callbacks.best` has kept."""
+    """The checkpoint that `callbacks.best` has kept.
+
+    Raises:
+        ValueError: it has kept none, as where it was left out until now.
+    """
     best = callbacks[BEST]
     assert isinstance(best, ModelCheckpoint)
+    if not best.best_model_path:
+        raise ValueError(
+            "export.weights=best: callbacks.best has kept no checkpoint; the same command with resume=auto "
+            "export.weights=last exports the last one"
+        )
     return Path(best.best_model_path)
 
 

@@ -50,6 +50,13 @@ def test_this_machine_is_fine_and_the_command_says_so() -> None:
     assert ".mp3" in topics["libsndfile"]["what"]
 
 
+def test_it_begins_without_what_may_be_broken() -> None:
+    names = "('lightning', 'hydra', 'wandb', 'datasets')"
+    code = f"import sys, musicgen_train.doctor.__main__; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_it_asks_nothing_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refused(*args: Any) -> None:
         raise AssertionError("the network was asked")

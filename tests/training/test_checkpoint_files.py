@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from musicgen_train.hub.folder import write_atomically
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training.checkpoint_files import (
     AtomicCheckpointIO,
@@ -22,7 +23,6 @@ from musicgen_train.training.checkpoint_files import (
     newest_intact,
     read_plain,
     remove_partial,
-    write_text_atomically,
 )
 
 
@@ -58,13 +58,13 @@ def test_saved_and_replaced(last: Path) -> None:
 
 def test_small_files_are_flushed_to_the_disk_too(tmp_path: Path, flushed: Callable[[Path], bool]) -> None:
     (tmp_path / "config.yaml").write_text("old")
-    write_text_atomically(tmp_path / "config.yaml", "a: ä\n")
+    write_atomically(tmp_path / "config.yaml", "a: ä\n")
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "a: ä\n"
     assert flushed(tmp_path / "config.yaml")
     assert flushed(tmp_path)
     (tmp_path / ".saving-config.yaml").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        write_text_atomically(tmp_path / "config.yaml", "b")
+        write_atomically(tmp_path / "config.yaml", "b")
     assert os.listdir(tmp_path) == ["config.yaml"]
 
 

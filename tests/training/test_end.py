@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from omegaconf import OmegaConf
 from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.doctor.run_state import look_at_run
+from musicgen_train.evaluation.assemble import load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training import export
+from musicgen_train.training.early_stopping import EarlyStopping
+from musicgen_train.training.model_source import ModelSource, find_model
 
 # So large a step that it only gets worse: one validation without a lower loss is enough.
 WORSE = ["optimizer.lr=1", "schedule=constant", "validate_every=1", "trainer.max_steps=9"]
@@ -108,6 +113,55 @@ def test_without_early_stopping_it_goes_on(run_with: RunWith, killed_before_expo
     assert run_with(killed_before_export, *WORSE, "resume=auto").trainer.global_step == 9
 
 
+@pytest.mark.parametrize(
+    ("reason", "settings", "still"),
+    [
+        ("NOT_STOPPED", {}, False),
+        ("STOPPING_THRESHOLD", {"stopping_threshold": 0.5}, True),
+        ("STOPPING_THRESHOLD", {}, False),
+        ("DIVERGENCE_THRESHOLD", {"divergence_threshold": 9.0}, True),
+        ("DIVERGENCE_THRESHOLD", {}, False),
+        ("PATIENCE_EXHAUSTED", {"patience": 2}, True),
+        ("PATIENCE_EXHAUSTED", {"patience": 3}, False),
+        ("NON_FINITE_METRIC", {}, True),
+        ("NON_FINITE_METRIC", {"check_finite": False}, False),
+    ],
+)
+def test_a_reason_holds_while_its_setting_does(reason: str, settings: dict[str, Any], still: bool) -> None:
+    state = {"stopping_reason": EarlyStoppingReason[reason].value, "wait_count": 2}
+    assert EarlyStopping("val/loss", **settings).has_ended(state) is still
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (EarlyStoppingReason.PATIENCE_EXHAUSTED, "a larger callbacks.early_stopping.patience"),
+        (EarlyStoppingReason.NON_FINITE_METRIC, "an earlier checkpoint"),
+        (EarlyStoppingReason.STOPPING_THRESHOLD, "callbacks=default"),
+    ],
+)
+def test_the_way_on_is_that_of_its_reason(reason: EarlyStoppingReason, advice: str) -> None:
+    callback = EarlyStopping("val/loss")
+    callback.stopping_reason = reason
+    assert advice in callback.way_on
+
+
+def test_best_weights_that_nobody_has_kept_yet(run_with: RunWith, tmp_path: Path) -> None:
+    run_with(tmp_path / "run", "~callbacks.best")
+    with pytest.raises(ValueError, match=r"has kept no checkpoint; the same command with resume=auto export"):
+        run_with(tmp_path / "run", "resume=auto", "export.weights=best")
+
+
+def test_the_doctor_executes_nothing_that_a_config_names(run_with: RunWith, tmp_path: Path) -> None:
+    run_with(tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    content = OmegaConf.load(config)
+    content.callbacks.hostile = {"_target_": "os.mkdir", "path": str(tmp_path / "trace")}
+    OmegaConf.save(content, config)
+    assert "finished; its model is" in "\n".join(finding.what for finding in look_at_run(tmp_path / "run"))
+    assert not (tmp_path / "trace").exists()
+
+
 def test_the_doctor_knows_that_it_was_stopped_early(killed_before_export: Path) -> None:
     said = "\n".join(finding.what for finding in look_at_run(killed_before_export))
     assert "stopped early, and the model is not there" in said
@@ -123,37 +177,37 @@ def test_stopping_at_the_last_step_is_no_early_stop(
     assert "stopped early" not in capsys.readouterr().out
 
 
-def test_what_a_longer_run_has_exported_before_is_put_aside(
+def test_what_a_longer_run_has_exported_before_is_no_longer_the_run(
     run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    lora = ["adapter=lora", "schedule=constant"]
-    run_with(run, *lora, "trainer.max_steps=2")
+    run, longer = tmp_path / "run", ["schedule=constant", "optimizer.lr=0.05", "resume=auto"]
+    run_with(run, *longer, "trainer.max_steps=2")
     earlier = state_of(run / "composite")
+    assert find_model(str(run), "model").folder == str(run / "composite")
+    longer.append("trainer.max_steps=4")
     with monkeypatch.context() as patch:
         patch.setattr("musicgen_train.training.run.export", _die)
         with pytest.raises(KilledError):
-            run_with(run, *lora, "trainer.max_steps=4", "resume=auto")
-    # Whoever reads the run now gets its newest weights, not those of the earlier end.
-    assert not (run / "composite").exists()
-    assert not (run / "adapter").exists()
-    kept = state_of(run / "composite-before-step-3")
-    assert all(torch.equal(kept[name], value) for name, value in earlier.items())
-    assert (run / "adapter-before-step-3/adapter_model.safetensors").is_file()
-    run_with(run, *lora, "trainer.max_steps=4", "resume=auto")
-    assert (run / "composite/config.json").is_file()
-    assert not (run / "composite-before-step-5").exists(), "nothing was left to train"
+            run_with(run, *longer)
 
+    # Whoever reads the run now gets its newest weights, with the encoders that the earlier end has left.
+    source = find_model(str(run), "model")
+    assert source == ModelSource(folder=str(run / "composite"), checkpoint=run / "checkpoints/last.ckpt", run=run)
+    newest = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    found = load_model(source).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in newest.items())
+    assert "has gone on from step 2" in (run / "composite-is-outdated.txt").read_text()
+    assert "finished, and the model is not there" in "\n".join(finding.what for finding in look_at_run(run))
+    # The folder itself is what it was: other runs may have their encoders from there.
+    assert all(torch.equal(state_of(run / "composite")[name], value) for name, value in earlier.items())
 
-def test_a_second_export_from_the_same_step_gets_another_name(run_with: RunWith, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run_with(run, "schedule=constant", "trainer.max_steps=2")
-    shutil.copy(run / "checkpoints/last.ckpt", tmp_path / "two.ckpt")
-    for _ in range(2):
-        run_with(run, "schedule=constant", "trainer.max_steps=3", f"resume={tmp_path / 'two.ckpt'}")
-    assert {path.name for path in run.glob("composite*")} == {
-        *("composite", "composite-before-step-3", "composite-before-step-3.1")
-    }
+    made = run_with(run, *longer)
+    assert not (run / "composite-is-outdated.txt").exists()
+    assert find_model(str(run), "model").folder == str(run / "composite")
+    exported = state_of(made.composite)
+    assert all(torch.equal(exported[name], value) for name, value in newest.items())
+    run_with(run, *longer)
+    assert not (run / "composite-is-outdated.txt").exists(), "nothing was left to train"
 
 
 def test_the_card_has_the_numbers_of_the_weights_that_were_exported(run_with: RunWith, tmp_path: Path) -> None:
@@ -196,7 +250,7 @@ def test_an_export_that_is_read_back_otherwise_replaces_nothing(
     made = run_with(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in made.composite.iterdir()}
 
-    def differs(*_: object) -> None:
+    def differs(*_: object, **__: object) -> None:
         raise CheckpointError("other tensors")
 
     monkeypatch.setattr(export, "compare_with_folder", differs)

@@ -14,7 +14,9 @@ from musicgen_train.doctor.disks import look_at_disks
 from musicgen_train.training.loggers import make_logger, require_account
 
 SENDS = ["logger=wandb", "logger.wandb.offline=false"]
-VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC")
+VARIABLES = (
+    *("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +24,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
 
 def config_of(*overrides: str) -> DictConfig:
@@ -66,6 +69,26 @@ def test_an_account_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("NETRC")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     require_account([config_of(*SENDS)])
+
+
+def test_a_server_of_ones_own_is_looked_up(tmp_path: Path) -> None:
+    # As `wandb login --host` leaves it.
+    (tmp_path / ".config/wandb").mkdir(parents=True)
+    (tmp_path / ".config/wandb/settings").write_text("[default]\nbase_url = https://own.server\n")
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    netrc.chmod(0o600)
+    with pytest.raises(ValueError, match="no account"):
+        require_account([config_of(*SENDS)])
+    netrc.write_text("machine own.server login user password secret\n")
+    require_account([config_of(*SENDS)])
+    netrc.unlink()
+    (tmp_path / ".config/wandb/settings").write_text("[default]\napi_key = secret\n")
+    require_account([config_of(*SENDS)])
+
+
+def test_a_mode_in_the_config_needs_none() -> None:
+    require_account([config_of(*SENDS, "+logger.wandb.mode=offline")])
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])

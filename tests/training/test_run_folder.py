@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(run_with: RunWith, s
 
 def test_a_run_that_was_asked_for_goes_on_from_its_newest(run_with: RunWith, six_steps: Path, tmp_path: Path) -> None:
     assert open_run(tmp_path / "other", str(six_steps)).checkpoint == six_steps / "checkpoints/last.ckpt"
+    last = six_steps / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    opened = open_run(tmp_path / "other", str(six_steps))
+    assert opened.checkpoint == six_steps / "checkpoints/previous.ckpt"
+    [line] = make_ready(tmp_path / "other", opened)
+    assert re.match(r"warning: .*last\.ckpt is cut short.*; the run goes on from .*previous\.ckpt$", line)
+    assert last.exists(), "another run's is left alone"
     with pytest.raises(FileNotFoundError, match=r"resume=\S+ is a folder and no run; give auto, a checkpoint, or"):
         open_run(tmp_path / "other", str(six_steps / "checkpoints"))
 

@@ -170,6 +170,20 @@ def test_asked_during_the_last_step_it_stops_before_the_export(
     assert made.composite.is_dir()
 
 
+def test_after_the_last_save_signals_do_what_they_always_do(
+    run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(
+        SamplePrompts, "on_train_end", lambda *_: found.extend(signal.getsignal(each) for each in STOP_SIGNALS)
+    )
+    monkeypatch.setattr(SamplePrompts, "on_train_start", lambda *_: None)
+    handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
+    run_with(tmp_path / "run", "samples.every=9")
+    assert found == [signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL for each in STOP_SIGNALS]
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == handlers
+
+
 def test_before_the_first_step_there_is_nothing_to_save(
     run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,10 +25,15 @@ _HEADS_OF_A_THREAD = 2
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-def is_available(head_width: int, dropout: float) -> bool:
-    """Whether the C code does attention of such heads on a CPU, where nothing else is against it."""
+def is_available(heads: int, head_width: int, dropout: float) -> bool:
+    """Whether the C code does attention of so many heads (of all rows) on a CPU, where nothing else is against it."""
     library = load_library(_SOURCE)
-    return library is not None and dropout == 0.0 and head_width % library.panel_width() == 0
+    return (
+        library is not None
+        and dropout == 0.0
+        and head_width % library.panel_width() == 0
+        and heads >= _HEADS_OF_A_THREAD * torch.get_num_threads()
+    )
 
 
 def can_attend_natively(
@@ -47,8 +52,7 @@ def can_attend_natively(
         and keys.numel() > 0
         # Of masks, those that hide keys from all queries alike.
         and (allowed is None or allowed.shape == (batch, 1, 1, keys.shape[2]))
-        and batch * heads >= _HEADS_OF_A_THREAD * torch.get_num_threads()
-        and is_available(head_width, dropout)
+        and is_available(batch * heads, head_width, dropout)
     )
 
 

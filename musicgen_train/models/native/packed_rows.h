@@ -12,7 +12,7 @@ enum { NARROW_OUTPUTS = 8, WIDE_OUTPUTS = 6 };
 
 static inline int64_t packed_width(int64_t rows) { return rows <= NARROW ? NARROW : WIDE_GROUP; }
 
-/* Numbers that rows of so many inputs take: whole groups, whose last may have lanes that nobody writes or reads. */
+/* Numbers that rows of so many inputs take: whole groups. The last may have lanes to spare, whose products nobody reads. */
 static inline int64_t packed_size(int64_t rows, int64_t inputs) {
     const int64_t width = packed_width(rows);
     return (rows + width - 1) / width * width * inputs;
