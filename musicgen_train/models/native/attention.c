@@ -1,4 +1,5 @@
-/* Attention for training on a CPU, computed in float32: softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017) and its gradients.
+/* Attention for training on a CPU, computed in float32: softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017), and its
+ * gradients.
  *
  * As in FlashAttention (Dao et al. 2022), weights of a block of queries are made, used and dropped, and made again in the
  * backward pass from the logarithm of each softmax's sum. Of causal attention only what is seen is computed. A thread
@@ -146,8 +147,8 @@ static int64_t keys_of(const Attention *of, int64_t last_query) {
 /* Scores of a block of queries, minus infinity where nothing is seen; as wide as whole panels for its keys. */
 static void score_block(const Attention *of, const Scratch *in, Head queries, int64_t first, int64_t rows,
                         int64_t width) {
-    multiply_panels(queries.numbers + first * queries.step, queries.step, 1, rows, in->keys_across, of->head_width, of->head_width * COLUMNS, width,
-                    in->weights, width, 0);
+    multiply_panels(queries.numbers + first * queries.step, queries.step, 1, rows, in->keys_across, of->head_width,
+                    of->head_width * COLUMNS, width, in->weights, width, 0);
     for (int64_t r = 0; r < rows; r++) {
         float *const scores = in->weights + r * width;
         for (int64_t c = 0; c < width; c += LANES) *(vec *)(scores + c) += *(const vec *)(in->unseen + c);

@@ -43,8 +43,8 @@ void lstm_steps(const Layer *layer, float *products) {
             if (step)
                 for (int gate = 0; gate < 4; gate++) {
                     const int64_t first = gate * units;
-                    multiply(CACHE, FLOAT32, output - batch * units, batch, units, layer->weights, first + begin, first + end, own,
-                             row);
+                    multiply(CACHE, FLOAT32, output - batch * units, batch, units, layer->weights, first + begin,
+                             first + end, own, row);
                     for (int64_t r = 0; r < batch; r++)
                         for (int64_t u = first + begin; u < first + end; u++) gates[r * row + u] += own[r * row + u];
                 }
