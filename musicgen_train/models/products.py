@@ -1,7 +1,7 @@
 """Matrix products in half precision, also where the processor has no instructions for them.
 
 torch multiplies bfloat16 through oneDNN where that has kernels for the processor. On other CPUs, such as those with
-AVX2 alone, it falls back to plain loops, which are up to a hundred times as slow as float32. There, operands are
+AVX2 alone, it falls back to plain loops, which take many times as long as float32. There, operands are
 rounded as asked and multiplied in float32, which rounds no more than real half-precision products do.
 """
 
