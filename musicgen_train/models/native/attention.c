@@ -16,7 +16,7 @@
 #include "tiles.h"
 
 /* Queries of a block: what is made of them fits the second cache, and sums over them are long enough to be worth it. */
-enum { BLOCK = 10 * ROWS };
+enum { BLOCK = 60 / ROWS * ROWS };
 
 /* (B, N, S or L, H), the last axis in one piece; the steps of the others. */
 typedef struct {
