@@ -486,23 +486,26 @@ class MemoryWatch:
         self._device = device
         self._before: int | None = None
 
-    def start(self) -> list[str]:
-        """Begin to watch. Lines that tell the estimate, and what to change where it is more than the device has.
+    def estimate(self) -> list[str]:
+        """Lines that tell the estimate, and what to change where it is more than the device has.
 
         Raises:
             ValueError: see `require_room`.
         """
         warning = require_room(self._memory, self._step, capacity_of(self._device))
-        estimate = f"memory: about {self._memory.of(self._step)} for {self._step.clips} x {self._step.frames} frames"
+        line = f"memory: about {self._memory.of(self._step)} for {self._step.clips} x {self._step.frames} frames"
+        return [line] if warning is None else [line, warning]
+
+    def begin(self) -> None:
+        """Forget the peak so far, such as that of decoding audio, which is not training."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._device.type == "cpu" and os.access(_RESET_PEAK, os.W_OK):
             _RESET_PEAK.write_text("5")
             self._before = _status("VmRSS")
-        return [estimate] if warning is None else [estimate, warning]
 
     def measured(self) -> tuple[int, int] | None:
-        """Bytes at the peak since `start`, and what they were estimated to be; None where the system does not tell."""
+        """Bytes at the peak since `begin`, and what they were estimated to be; None where the system does not tell."""
         found = self._memory.of(self._step)
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device), found.total

@@ -110,11 +110,13 @@ def run(cfg: DictConfig) -> Run:
 
     describe(settings, module, data, trainer)
     memory = watch_memory(cfg, settings, start, module, data, trainer, adapter)
-    for line in memory.start() if memory else []:
+    for line in memory.estimate() if memory else []:
         say(line)
     module.to(trainer.strategy.root_device)
     if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
+    if memory:
+        memory.begin()
     with attention_for(data):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if resumed_step is not None and resumed_step >= settings.max_steps:

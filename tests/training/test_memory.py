@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,17 @@ def test_a_run_tells_estimate_and_peak(
     monkeypatch.setattr("musicgen_train.training.memory.capacity_of", lambda device: 10_000)
     with pytest.raises(ValueError, match="weights, gradients and optimizer alone take"):
         run_with(tmp_path / "other")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not forget a peak")
+def test_what_was_needed_before_training_is_not_counted(
+    run_with: RunWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("musicgen_train.training.run.run_checks", lambda *_: torch.ones(2**27))  # half a GiB
+    run_with(tmp_path / "run", "checks.enabled=true")
+    [peak] = re.findall(r"memory: ([\d.]+) GiB more at the peak than before training", capsys.readouterr().out)
+    assert float(peak) < 0.3
+
 
 
 def test_the_cpu_has_what_the_system_says() -> None:
