@@ -251,7 +251,6 @@ def test_what_was_needed_before_training_is_not_counted(
     assert float(peak) < 0.3
 
 
-
 def test_the_cpu_has_what_the_system_says() -> None:
     found = capacity_of(CPU)
     assert found is not None
