@@ -24,7 +24,7 @@ def from_plain(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, wr
     """Make a dataclass of a plain mapping, as `OmegaConf.to_container(config, resolve=True)` gives it.
 
     Fields may be declared as `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`, another dataclass (a section),
-    `dict[str, X]`, `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, unions of these such as `X | None`, and `Any`, which
+    `dict[str, X]`, `list[X]`, `tuple[X, ...]`, unions of these such as `X | None`, and `Any`, which
     takes everything as it is. YAML and command lines are loose about some of them, so a whole number is taken for a
     `float`, `1e5` for an `int`, a number that is text (of an environment variable) for a number, and a number for a
     `str` or `Path` (a folder called 2024); nothing but true and false is a `bool`, and they are nothing else. Where
@@ -67,7 +67,10 @@ def _converted(declared: Any, value: Any, key: str, expected: str, wrap_single: 
     elif kind in (list, tuple):
         items = [value] if wrap_single and not isinstance(value, list | tuple | Mapping | None) else value
         if isinstance(items, list | tuple):
-            return _as_items(kind, parts, items, key, expected, wrap_single)
+            words = _words(parts[0])
+            return kind(
+                _converted(parts[0], item, f"{key}[{number}]", words, wrap_single) for number, item in enumerate(items)
+            )
     elif dataclasses.is_dataclass(kind):
         if isinstance(value, Mapping):
             return from_plain(kind, value, f"{key}.", wrap_single=wrap_single)  # type: ignore[arg-type]
@@ -105,20 +108,6 @@ def _as_member(members: tuple[Any, ...], value: Any, key: str, expected: str, wr
     return next((each for each in fitting if type(each) is type(value)), fitting[0])
 
 
-def _as_items(
-    kind: Any, parts: tuple[Any, ...], items: list[Any] | tuple[Any, ...], key: str, expected: str, wrap_single: bool
-) -> Any:
-    """The items of a list or tuple, each as declared."""
-    fixed = kind is tuple and parts[-1:] != (Ellipsis,)
-    if fixed and len(items) != len(parts):
-        raise ValueError(f"{key} has {len(items)} values; expected {expected}")
-    types = parts if fixed else parts[:1] * len(items)
-    return kind(
-        _converted(declared, item, f"{key}[{number}]", _words(declared), wrap_single)
-        for number, (declared, item) in enumerate(zip(types, items, strict=True))
-    )
-
-
 def _number(value: Any) -> int | float | None:
     if isinstance(value, str):
         for kind in (int, float):
@@ -136,8 +125,6 @@ def _words(declared: Any) -> str:
         return "null"
     if kind is Literal:
         return f"one of {', '.join(map(str, parts))}"
-    if kind is tuple and parts[-1:] != (Ellipsis,):
-        return f"a list of {len(parts)} values"
     if kind in (list, tuple):
         return "a list"
     if dataclasses.is_dataclass(kind):

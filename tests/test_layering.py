@@ -150,3 +150,11 @@ def test_importing_the_package_stays_cheap() -> None:
     code = f"import sys, musicgen_train; print([name for name in {slow!r} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_evaluating_begins_without_what_trains() -> None:
+    # Lightning alone takes seconds to import; a checkpoint's weights are read without it.
+    slow = ["lightning", "hydra", "peft", "wandb"]
+    code = f"import sys, musicgen_train.evaluation.run; print([name for name in {slow!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert output.stdout.strip() == "[]"

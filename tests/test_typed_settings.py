@@ -33,7 +33,6 @@ class Settings:
     lr: float = 1e-4
     verbose: bool = False
     precision: Literal["32-true", "bf16-mixed", 16] = "32-true"
-    betas: tuple[float, float] = (0.9, 0.95)
     scales: list[float] | None = None
     devices: int | str = "auto"
     every: float | int | None = None
@@ -60,7 +59,6 @@ def made(**values: Any) -> Settings:
         ("lr", "1e-4", 1e-4),
         ("verbose", True, True),
         ("precision", 16, 16),
-        ("betas", [0, 0.5], (0.0, 0.5)),
         ("scales", None, None),
         ("scales", (1, 2.5), [1.0, 2.5]),
         ("devices", 8, 8),
@@ -101,8 +99,6 @@ def test_what_is_not_given_keeps_its_default() -> None:
         ({"verbose": 1}, "verbose is 1; expected true or false"),
         ({"verbose": "yes"}, "verbose is 'yes'; expected true or false"),
         ({"precision": "16"}, "precision is '16'; expected one of 32-true, bf16-mixed, 16"),
-        ({"betas": [0.9]}, "betas has 1 values; expected a list of 2 values"),
-        ({"betas": 0.9}, "betas is 0.9; expected a list of 2 values"),
         ({"scales": 3}, "scales is 3; expected a list or null"),
         ({"scales": [1, "high"]}, "scales[1] is 'high'; expected a number"),
         ({"devices": None}, "devices is null; expected a whole number or text"),

@@ -41,7 +41,7 @@ def load_model(
     # In float32 first: fingerprints are of the values in the files, which a cast would change.
     model, text_source = _composite(source)
     text_encoder, audio_encoder = fingerprint(model.text_encoder), fingerprint(model.audio_encoder)
-    _cast(model, torch.device(device), dtype)
+    model.cast(torch.device(device), dtype)
     return EvaluatedModel(
         model=model.eval(),
         source=source,
@@ -49,18 +49,6 @@ def load_model(
         text_encoder=text_encoder,
         audio_encoder=audio_encoder,
     )
-
-
-def _cast(model: MusicgenForConditionalGeneration, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring a model to a device and a dtype, but for what float16 has too small a range for: see `keep_in_float32`."""
-    kept = {
-        name: parameter.detach().to(device)
-        for name, parameter in model.named_parameters()
-        if dtype == torch.float16 and any(part in name.split(".") for part in model.keep_in_float32)
-    }
-    model.to(device=device, dtype=dtype)
-    for name, value in kept.items():
-        model.get_parameter(name).data = value
 
 
 def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, str]:

@@ -57,11 +57,10 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         check_output(output, overwrite=overwrite)
         put_in_place(staging, place, earlier)
     except BaseException:
-        if not staging.exists():
-            pass  # it has its place; what failed came after that
-        elif any(staging.iterdir()):
+        # It is gone where it has its place, and what failed came after that.
+        if staging.exists() and any(staging.iterdir()):
             print(f"what was made so far is in {staging}", file=sys.stderr)
-        else:
+        elif staging.exists():
             staging.rmdir()
         raise
     # What was there goes away when the new one is in its place.

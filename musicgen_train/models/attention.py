@@ -5,6 +5,8 @@ Axes: B batch, N heads, S query steps, L key positions, H head width, D = N * H.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,6 +116,18 @@ def attend(
     # Done again in the backward pass, which then needs none of the float32 copies.
     mixed: torch.Tensor = checkpoint(in_float32, *states, use_reentrant=False)
     return mixed
+
+
+@contextlib.contextmanager
+def without_cudnn_attention(without: bool = True) -> Iterator[None]:
+    """Within the block, keep torch from cuDNN's attention, its first choice in half precision on an H100: it makes a
+    plan for every shape, which takes as long as tens of steps of generation."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before and not without)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _torchs_attention(

@@ -7,13 +7,13 @@ Axes: B batch, K codebooks, T frames (aligned codes), S steps (delayed columns),
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from musicgen_train.models.attention import without_cudnn_attention
 from musicgen_train.models.delay_pattern import FREE, generation_template, undo_delay
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
@@ -86,27 +86,12 @@ def generate_codes(
         make_step = None
         if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING:
             make_step = step_maker(model, rows=len(codes_BKT) * (2 if guided else 1))
-        with _without_cudnn_attention(model.device):
+        with without_cudnn_attention():
             while not progress.done:
                 _generate_window(model, settings, text, guided, make_step, progress, generator)
     finally:
         model.train(was_training)
     return progress.codes, progress.lengths
-
-
-@contextlib.contextmanager
-def _without_cudnn_attention(device: torch.device) -> Iterator[None]:
-    """Keep torch from cuDNN's attention, its first choice in half precision on an H100: for every number of keys that
-    one makes a plan, which takes as long as tens of steps."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def requested_frames(model: MusicgenForCausalLM, settings: GenerationConfig, prompt_frames: int) -> int:

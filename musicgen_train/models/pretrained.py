@@ -222,6 +222,20 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
             return torch.float32
         return target
 
+    def cast(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to a device and a dtype, but for what loading in that dtype leaves in float32, too.
+
+        `to` has no exceptions: it rounds, and overflows, all of them.
+        """
+        kept = {
+            name: parameter.detach().to(device)
+            for name, parameter in self.named_parameters()
+            if self._dtype_of(name, parameter.dtype, dtype) != dtype
+        }
+        self.to(device=device, dtype=dtype)
+        for name, value in kept.items():
+            self.get_parameter(name).data = value
+
     def tie_weights(self) -> None:
         """Make the parameters of `tied_keys` one again, since loading gives each name a parameter of its own."""
 

@@ -10,7 +10,8 @@ from typing import Any
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from musicgen_train.training.checkpoint_files import AtomicCheckpointIO, keep_also_as
+from musicgen_train.training.checkpoint_files import keep_also_as
+from musicgen_train.training.checkpoint_io import AtomicCheckpointIO
 from musicgen_train.training.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from musicgen_train.training.stop_signals import RunStopped, StopSignals
 

@@ -14,8 +14,8 @@ from musicgen_train.training.run_folder import (
     COMPOSITE_FOLDER,
     METRICS_NAME,
     exported,
-    find_checkpoint,
     is_run,
+    newest_of,
 )
 
 
@@ -64,7 +64,9 @@ def find_model(name: str, setting: str) -> ModelSource:
     if composite is not None:
         return ModelSource(folder=str(composite), run=path)
     if is_run(path) and not (path / CONFIG_NAME).is_file():
-        return _of_checkpoint(find_checkpoint(path))
+        checkpoint = newest_of(path).checkpoint
+        assert checkpoint is not None
+        return _of_checkpoint(checkpoint)
     if path.is_dir() and not (path / CONFIG_NAME).is_file():
         raise FileNotFoundError(
             f"{setting}={name} is neither a run's folder nor a model's: it holds no {COMPOSITE_FOLDER}/ and no "

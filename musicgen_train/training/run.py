@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.hub.folder import write_atomically
+from musicgen_train.models.attention import without_cudnn_attention
 from musicgen_train.training.adapters import AdapterRecord, keep_only_adapter_in_state
 from musicgen_train.training.checkpoint_files import read_plain
 from musicgen_train.training.checks import run_checks
@@ -117,7 +115,7 @@ def run(cfg: DictConfig) -> Run:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
     if memory:
         memory.begin()
-    with attention_for(data):
+    with without_cudnn_attention(has_many_lengths(data)):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if resumed_step is not None and resumed_step >= settings.max_steps:
         end_again(trainer, module)
@@ -194,20 +192,12 @@ def describe(
     )
 
 
-@contextlib.contextmanager
-def attention_for(data: LatentDataModule) -> Iterator[None]:
-    """Within the block, cuDNN's attention is left out where clips have many lengths.
+def has_many_lengths(data: LatentDataModule) -> bool:
+    """Whether clips have so many lengths that planning cuDNN's attention for each is likely to cost more than it gains.
 
-    It is torch's first choice on an H100 in half precision, and is planned anew, forward and backward, for every shape.
-    (From torch's sources: no GPU was at hand to measure from how many lengths on that costs more than it gains.)
+    (From torch's sources: no GPU was at hand to measure from how many lengths on that is so.)
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    many = len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS
-    torch.backends.cuda.enable_cudnn_sdp(before and not many)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+    return len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS
 
 
 def watch_memory(

@@ -59,19 +59,19 @@ def exported(run: Path) -> Path | None:
     return composite if ended else None
 
 
-def find_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run that is intact.
+def newest_of(run: Path) -> Opened:
+    """The newest checkpoint of a run that is intact, and those that were passed over.
 
     Raises:
         FileNotFoundError: it has none.
         CheckpointError: it has only damaged ones.
     """
-    checkpoint = _newest(run).checkpoint
-    if checkpoint is None:
+    opened = _newest(run)
+    if opened.checkpoint is None:
         raise FileNotFoundError(
             f"the run {run} has no {CHECKPOINTS_FOLDER}/{LAST_CHECKPOINT}: it ended before its first"
         )
-    return checkpoint
+    return opened
 
 
 def open_run(output: Path, resume: str | None) -> Opened:
@@ -157,23 +157,18 @@ def _newest(run: Path) -> Opened:
 def _given(checkpoint: Path) -> Opened:
     if not checkpoint.exists():
         raise FileNotFoundError(f"resume={checkpoint}: there is no such checkpoint")
+    if is_run(checkpoint):
+        return newest_of(checkpoint)
     if checkpoint.is_dir():
-        return _newest_of_run(checkpoint)
+        raise FileNotFoundError(
+            f"resume={checkpoint} is a folder and no run; give auto, a checkpoint, or a run's folder"
+        )
     reason = damage(checkpoint)
     if reason is not None:
         others, _ = newest_intact(checkpoint.parent, prefer=LAST_CHECKPOINT)
         remedy = f"the newest beside it that is intact is {others}" if others else "none beside it is intact"
         raise CheckpointError(f"resume={checkpoint} {reason}; {remedy}")
     return Opened(checkpoint)
-
-
-def _newest_of_run(folder: Path) -> Opened:
-    if not is_run(folder):
-        raise FileNotFoundError(f"resume={folder} is a folder and no run; give auto, a checkpoint, or a run's folder")
-    opened = _newest(folder)
-    if opened.checkpoint is None:
-        raise FileNotFoundError(f"resume={folder} has no checkpoint: the run ended before its first")
-    return opened
 
 
 def _names(folder: Path) -> list[str]:

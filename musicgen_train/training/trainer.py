@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.data.position import MicroBatchPosition
-from musicgen_train.training.checkpoint_files import AtomicCheckpointIO
+from musicgen_train.training.checkpoint_io import AtomicCheckpointIO
 from musicgen_train.training.early_stopping import EarlyStopping
 from musicgen_train.training.last_checkpoint import LastCheckpoint
 from musicgen_train.training.loggers import make_logger

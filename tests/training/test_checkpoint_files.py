@@ -17,13 +17,13 @@ import torch
 from musicgen_train.hub.folder import write_atomically
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training.checkpoint_files import (
-    AtomicCheckpointIO,
     damage,
     keep_also_as,
     newest_intact,
     read_plain,
     remove_partial,
 )
+from musicgen_train.training.checkpoint_io import AtomicCheckpointIO
 
 
 def content(step: int, size: int = 1000) -> dict[str, Any]:

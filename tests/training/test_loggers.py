@@ -52,19 +52,23 @@ def test_sending_needs_an_account(run_with: RunWith, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_account_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    netrc = tmp_path / ".netrc"
-    netrc.write_text("machine somewhere.else login user password secret\n")
+def log_in(host: str, netrc: Path) -> None:
+    """As `wandb login` does."""
+    netrc.write_text(f"machine {host} login user password secret\n")
     netrc.chmod(0o600)
+
+
+def test_an_account_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log_in("somewhere.else", tmp_path / ".netrc")
     with pytest.raises(ValueError, match="no account"):
         require_account([config_of(*SENDS)])
-    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    log_in("api.wandb.ai", tmp_path / ".netrc")
     require_account([config_of(*SENDS)])
     monkeypatch.setenv("WANDB_BASE_URL", "https://own.server:8080")
     with pytest.raises(ValueError, match="no account"):
         require_account([config_of(*SENDS)])
     monkeypatch.setenv("NETRC", str(tmp_path / "other"))
-    (tmp_path / "other").write_text("machine own.server:8080 login user password secret\n")
+    log_in("own.server:8080", tmp_path / "other")
     require_account([config_of(*SENDS)])
     monkeypatch.delenv("NETRC")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
@@ -75,14 +79,12 @@ def test_a_server_of_ones_own_is_looked_up(tmp_path: Path) -> None:
     # As `wandb login --host` leaves it.
     (tmp_path / ".config/wandb").mkdir(parents=True)
     (tmp_path / ".config/wandb/settings").write_text("[default]\nbase_url = https://own.server\n")
-    netrc = tmp_path / ".netrc"
-    netrc.write_text("machine api.wandb.ai login user password secret\n")
-    netrc.chmod(0o600)
+    log_in("api.wandb.ai", tmp_path / ".netrc")
     with pytest.raises(ValueError, match="no account"):
         require_account([config_of(*SENDS)])
-    netrc.write_text("machine own.server login user password secret\n")
+    log_in("own.server", tmp_path / ".netrc")
     require_account([config_of(*SENDS)])
-    netrc.unlink()
+    (tmp_path / ".netrc").unlink()
     (tmp_path / ".config/wandb/settings").write_text("[default]\napi_key = secret\n")
     require_account([config_of(*SENDS)])
 

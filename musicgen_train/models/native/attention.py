@@ -17,12 +17,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from musicgen_train.models.native.compiler import load_library
-from musicgen_train.models.native.structures import Attention, States
+from musicgen_train.models.native.structures import TYPES, Attention, States
 
 _SOURCE = "attention.c"
 # Threads take whole heads: with fewer of them for each, some would have nothing to do.
 _HEADS_OF_A_THREAD = 2
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def is_available(heads: int, head_width: int, dropout: float) -> bool:
@@ -47,7 +46,7 @@ def can_attend_natively(
     if any(each.device.type != "cpu" or each.dtype != queries.dtype or each.stride(-1) != 1 for each in states):
         return False
     return (
-        queries.dtype in _TYPES
+        queries.dtype in TYPES
         and steps > 1
         and keys.numel() > 0
         # Of masks, those that hide keys from all queries alike.
@@ -126,7 +125,7 @@ def _call(
         head_width=head_width,
         causal=causal,
         threads=torch.get_num_threads(),
-        type=_TYPES[queries.dtype],
+        type=TYPES[queries.dtype],
         query=_states(queries),
         key=_states(keys),
         value=_states(values),

@@ -17,7 +17,7 @@ from torch import nn
 from musicgen_train.models.attention import cross_attention_mask
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.native.compiler import load_library
-from musicgen_train.models.native.structures import POINTER, DecoderLayer, Step
+from musicgen_train.models.native.structures import POINTER, TYPES, DecoderLayer, Step
 from musicgen_train.models.positions import sinusoidal_positions
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _SOURCE = "decode_step.c"
 _ACTIVATIONS = {"gelu": 0, "relu": 1}
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 # What is read once a step, and stays in the model's dtype.
 _MATRICES = {"query", "key", "value", "self_out", "cross_query", "cross_out", "fc1", "fc2"}
 # The C code reads eight numbers at a time.
@@ -96,7 +95,7 @@ class NativeStep:
             text_length=text_length,
             threads=torch.get_num_threads(),
             activation=_ACTIVATIONS[config.activation_function],
-            type=_TYPES[model.dtype],
+            type=TYPES[model.dtype],
             norm_epsilon=decoder.layer_norm.eps,
             embeddings=self._pointers(cast(nn.Embedding, table).weight for table in decoder.embed_tokens),
             layers=ctypes.addressof(layers),
@@ -162,7 +161,7 @@ def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
     parameters = [*model.model.parameters(), *model.lm_heads.parameters()]
     return (
         model.device.type == "cpu"
-        and model.dtype in _TYPES
+        and model.dtype in TYPES
         and rows <= _MOST_ROWS
         and config.activation_function in _ACTIVATIONS
         and all(size % _LANES == 0 for size in (config.hidden_size, head_width, config.ffn_dim))

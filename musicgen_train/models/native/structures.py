@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+
 POINTER = ctypes.c_void_p
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""`enum type` of `vectors.h`."""
 
 
 class States(ctypes.Structure):
