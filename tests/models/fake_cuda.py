@@ -15,13 +15,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import musicgen_train
+from musicgen_train import (
+    EncodecConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    T5Config,
+)
 from musicgen_train.models import step_maker
+
+CUDA = torch.device("cuda", 0)
 
 _OURS = str(Path(musicgen_train.__file__).parent)
 _COPY = torch.ops.aten._to_copy.default
@@ -92,3 +102,14 @@ def fake_cuda(copies: bool = False) -> Iterator[Watch]:
         Watch(copies) as watch,
     ):
         yield watch
+
+
+def composite(**decoder: Any) -> MusicgenForConditionalGeneration:
+    """A tiny one on the device; within `fake_cuda`."""
+    config = MusicgenConfig(
+        text_encoder=T5Config(**tiny.TEXT).to_dict(),
+        audio_encoder=EncodecConfig(**tiny.CODEC).to_dict(),
+        decoder=MusicgenDecoderConfig(**{**tiny.DECODER, **decoder}).to_dict(),
+    )
+    with CUDA:
+        return MusicgenForConditionalGeneration(config).eval()

@@ -10,16 +10,14 @@ import pytest
 import tiny
 import tiny_codec
 import torch
-from fake_cuda import fake_cuda
+from fake_cuda import CUDA, composite, fake_cuda
 from torch import nn
 
 from musicgen_train import (
     EncodecModel,
     GenerationConfig,
-    MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForCausalLM,
-    MusicgenForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
@@ -32,7 +30,6 @@ from musicgen_train.models.sampling import pick
 # EnCodec compares where its weights lie.
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
-CUDA = torch.device("cuda", 0)
 B, K, T, L = 2, 4, 9, 5
 NEW_TOKENS = 24  # enough for a graph
 WIDTH = tiny.DECODER["hidden_size"]
@@ -47,16 +44,6 @@ def _new_weights_are_float32() -> Iterator[None]:
 def decoder(**config: Any) -> MusicgenForCausalLM:
     with CUDA:
         return MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, **config}))
-
-
-def composite(**config: Any) -> MusicgenForConditionalGeneration:
-    parts = MusicgenConfig(
-        text_encoder=T5Config(**tiny.TEXT).to_dict(),
-        audio_encoder=EncodecConfig(**tiny.CODEC).to_dict(),
-        decoder=MusicgenDecoderConfig(**{**tiny.DECODER, **config}).to_dict(),
-    )
-    with CUDA:
-        return MusicgenForConditionalGeneration(parts).eval()
 
 
 def test_the_watch_sees_what_makes_the_host_wait() -> None:

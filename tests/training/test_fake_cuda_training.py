@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from fake_cuda import fake_cuda
+from fake_cuda import CUDA, composite, fake_cuda
 from torch import nn
 
 from musicgen_train import (
     EncodecConfig,
     EncodecModel,
-    MusicgenConfig,
-    MusicgenDecoderConfig,
-    MusicgenForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
@@ -28,18 +25,7 @@ from musicgen_train.training.schedule import ScheduleSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
-CUDA = torch.device("cuda", 0)
 B, K, T, L = 2, 4, 9, 5
-
-
-def composite() -> MusicgenForConditionalGeneration:
-    config = MusicgenConfig(
-        text_encoder=T5Config(**tiny.TEXT).to_dict(),
-        audio_encoder=EncodecConfig(**tiny.CODEC).to_dict(),
-        decoder=MusicgenDecoderConfig(**tiny.DECODER).to_dict(),
-    )
-    with CUDA:
-        return MusicgenForConditionalGeneration(config).eval()
 
 
 def batch() -> Batch:
