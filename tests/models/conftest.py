@@ -9,16 +9,16 @@ import pytest
 from musicgen_train.models.native import compiler
 
 
-@pytest.fixture(params=["", "-DWIDE"], ids=["as_compiled_here", "wide"])
+@pytest.fixture(params=["", "-DWIDE", "-DNARROW"], ids=["as_compiled_here", "wide", "narrow"])
 def variant(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """The code for this processor, and that for registers of 64 bytes, which any processor can run."""
+    """The code for this processor, and those for registers of 64 and of 32 bytes, which any processor can run."""
     if not request.param:
         yield
         return
     # Compiled once for all tests.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "wide_c_code"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "other_c_code"))
     monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, request.param))
     compiler._load.cache_clear()
     yield

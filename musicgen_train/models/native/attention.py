@@ -1,7 +1,8 @@
 """Attention and its gradients in C on a CPU; torch's takes about twice the time (`docs/benchmarks.md`).
 
-The C side is `attention.c`, and computes in float32. Of bfloat16, operands and results are rounded, and what is kept
-for the backward pass: that is more exact than torch's own, and faster, also where the processor multiplies bfloat16.
+The C side is `attention.c`. Of bfloat16, operands and results are rounded, and what is kept for the backward pass;
+softmax and sums are float32. Where the processor multiplies bfloat16, weights and the gradients by scores are rounded,
+too, as fused attention on a GPU does; elsewhere they are not.
 
 Axes: B batch, N heads, S query steps, L key positions, H head width.
 """

@@ -27,14 +27,6 @@ typedef struct {
     int64_t activated_batch;
 } Convolution;
 
-/* The sums of a tile. `input_step` is from one of its rows to the next. */
-static inline __attribute__((always_inline)) void add_up(const Convolution *of, const float *input, int64_t input_step,
-                                                         const float *weights, vec sums[ROWS][2]) {
-    clear(sums);
-    for (int64_t run = 0; run < of->runs; run++, input += of->input_run, weights += of->inputs * COLUMNS)
-        add_products(input, input_step, 1, weights, of->inputs, sums);
-}
-
 /* What follows the sums, for a row of a tile. */
 static inline void finish(const Convolution *of, vec sums[2], int64_t batch, int64_t at, const float *bias) {
     for (int half = 0; half < 2; half++, at += LANES, bias += LANES) {
@@ -56,34 +48,34 @@ static void finish_part(const Convolution *of, const vec sums[2], int64_t batch,
     }
 }
 
+/* A tile: `rows` steps from one on, of one panel. */
+static inline __attribute__((always_inline)) void convolve_tile(const Convolution *of, const int rows, int64_t batch,
+                                                                int64_t step, int64_t panel) {
+    const float *input = of->input + batch * of->input_batch + step * of->input_step;
+    const float *weights = of->weights + panel * COLUMNS * of->runs * of->inputs;
+    const float *const bias = of->bias + panel * COLUMNS;
+    const int64_t columns = least(COLUMNS, of->outputs - panel * COLUMNS);
+    vec sums[ROWS][2];
+    clear(rows, sums);
+    for (int64_t run = 0; run < of->runs; run++, input += of->input_run, weights += of->inputs * COLUMNS)
+        add_products(FLOAT32, rows, input, 4 * of->input_step, 4, weights, of->inputs, sums);
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t at = (step + r) * of->outputs + panel * COLUMNS;
+        if (columns == COLUMNS)
+            finish(of, sums[r], batch, at, bias);
+        else
+            finish_part(of, sums[r], batch, at, bias, columns);
+    }
+}
+
 /* Steps of one row of the batch, for some of the panels. */
 static void convolve_block(const Convolution *of, int64_t batch, int64_t begin, int64_t end, int64_t first_panel,
                            int64_t last_panel) {
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
-        const float *const weights = of->weights + panel * COLUMNS * of->runs * of->inputs;
-        const float *const bias = of->bias + panel * COLUMNS;
-        const int64_t columns = least(COLUMNS, of->outputs - panel * COLUMNS);
-        for (int64_t step = begin; step < end; step += ROWS) {
-            const int64_t rows = least(ROWS, end - step);
-            const float *const input = of->input + batch * of->input_batch + step * of->input_step;
-            vec sums[ROWS][2];
-            if (rows == ROWS)
-                add_up(of, input, of->input_step, weights, sums);
-            else
-                /* Row after row, each into a tile of its own: there are few of them. */
-                for (int64_t r = 0; r < rows; r++) {
-                    vec of_row[ROWS][2];
-                    add_up(of, input + r * of->input_step, 0, weights, of_row);
-                    memcpy(sums[r], of_row[0], sizeof of_row[0]);
-                }
-            for (int64_t r = 0; r < rows; r++) {
-                const int64_t at = (step + r) * of->outputs + panel * COLUMNS;
-                if (columns == COLUMNS)
-                    finish(of, sums[r], batch, at, bias);
-                else
-                    finish_part(of, sums[r], batch, at, bias, columns);
-            }
-        }
+        int64_t step = begin;
+        for (; step + ROWS <= end; step += ROWS) convolve_tile(of, ROWS, batch, step, panel);
+        for (; step + 2 <= end; step += 2) convolve_tile(of, 2, batch, step, panel);
+        if (step < end) convolve_tile(of, 1, batch, step, panel);
     }
 }
 
