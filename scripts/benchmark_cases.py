@@ -6,6 +6,7 @@ Workers of either side import it, so it imports neither library: a case is given
 from __future__ import annotations
 
 import functools
+import importlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -20,7 +21,7 @@ from benchmark_costs import (
     text_flops,
     weights_read_per_step,
 )
-from benchmark_plan import Plan
+from benchmark_plan import OURS, Plan
 from safetensors.torch import load_file
 from torch import nn
 
@@ -32,6 +33,7 @@ Tensors = dict[str, torch.Tensor]
 class Side(Protocol):
     """What a library must offer. Both modules have it under the same names, so one code measures either."""
 
+    __name__: str
     MusicgenForCausalLM: Any
     MusicgenForConditionalGeneration: Any
     EncodecModel: Any
@@ -134,6 +136,8 @@ class TrainStep(DecoderTask):
     def __init__(self, side: Side, plan: Plan, root: Path) -> None:
         super().__init__(side, plan, root)
         self.model.train()
+        if side.__name__ == OURS and plan.device == "cpu":
+            importlib.import_module(f"{OURS}.training.host_memory").keep_freed_memory()  # as a run does
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     @classmethod

@@ -86,7 +86,8 @@ class _Product(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_states = (grad @ _operand(weight_OI, ctx.dtype)).to(ctx.states_dtype)
                 if ctx.after_gelu:
-                    grad_states = torch.ops.aten.gelu_backward(grad_states, kept)
+                    # In its place: nothing else in a layer is as large.
+                    torch.ops.aten.gelu_backward.grad_input(grad_states, kept, grad_input=grad_states)
         return grad_states, grad_weight, None, None
 
 

@@ -23,6 +23,7 @@ from musicgen_train.training.console import say
 from musicgen_train.training.ema import EMA
 from musicgen_train.training.end import end_again, export, say_if_stopped_early, validate_at_the_end
 from musicgen_train.training.fine_tuning import adapter_entry, choose_parameters
+from musicgen_train.training.host_memory import keep_freed_memory
 from musicgen_train.training.loggers import close_loggers, require_account
 from musicgen_train.training.memory import MemoryWatch, ModelMemory, Step
 from musicgen_train.training.module import MusicgenTraining
@@ -111,6 +112,8 @@ def run(cfg: DictConfig) -> Run:
     for line in memory.estimate() if memory else []:
         say(line)
     module.to(trainer.strategy.root_device)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
     if memory:
