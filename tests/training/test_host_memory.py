@@ -19,8 +19,9 @@ def pages():
     tensors = [torch.ones(2**22) for _ in range(10)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-pages()
-print(kept, sum(pages() for _ in range(3)))
+for _ in range(10):
+    pages()  # until small pieces lie where they stay
+print(kept, pages())
 """
 
 
@@ -33,10 +34,10 @@ def run(keep: str, **environment: str) -> tuple[bool, int]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_what_was_freed_is_used_again() -> None:
-    _, pages_without = run("False")
+    # Without, most processes take all 40,960 pages anew each time.
     kept, pages = run("keep_freed_memory()")
     assert kept
-    assert pages < pages_without / 3
+    assert pages < 2048
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
