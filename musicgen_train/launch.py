@@ -102,10 +102,12 @@ def _exit_on_user_error(call: Callable[[], object], config_name: str) -> None:
 
 
 def _is_users(error: BaseException) -> bool:
+    if isinstance(error, USER_ERRORS) or isinstance(error.__cause__, USER_ERRORS):
+        return True
     # Imported late: it brings torch, which a mistyped override does not need.
     from musicgen_train.hub.weights import CheckpointError
 
-    return isinstance(error, (*USER_ERRORS, CheckpointError)) or isinstance(error.__cause__, USER_ERRORS)
+    return isinstance(error, CheckpointError)
 
 
 def explain(error: BaseException, config_name: str) -> str:

@@ -20,7 +20,6 @@ How it is measured: inputs are written to a temporary folder, and each measureme
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gc
 import json
@@ -401,10 +400,7 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
             "device": options.device,
             "progress_seconds": 0,
         }
-        begin = time.perf_counter()
-        run = ask("preprocess", settings)
-        run["wall"] = time.perf_counter() - begin
-        runs.append({**run, **ask("encode", settings)})
+        runs.append({**time_preprocessing(settings, root / f"times-{number}.json"), **ask("encode", settings)})
     table = Table(
         f"Preprocessing {options.minutes:g} minutes in {tracks} files on {options.device}, seconds",
         ["whole process", "codec alone", "ratio", "of the whole: start-up", "from the first batch to the last",
@@ -456,31 +452,14 @@ def write_encoders(folder: Path, codec_fields: Mapping[str, Any], text_fields: M
     tokenizer.save_pretrained(folder / "text_encoder")
 
 
-def time_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Preprocess as the script does. Returns when the codec was at work: from the first batch to the last, after it."""
-    from musicgen_train.launch import main as launch
-    from musicgen_train.preprocess.encoders import AudioCoder
-
-    times: list[tuple[float, float]] = []
-    encode = AudioCoder.encode
-
-    def timed(*arguments: Any) -> torch.Tensor:
-        begin = time.perf_counter()
-        codes = encode(*arguments)
-        times.append((begin, time.perf_counter()))
-        return codes
-
-    AudioCoder.encode = timed  # type: ignore[method-assign]
-    from preprocess import run
-
-    sys.argv = ["preprocess.py", *(f"{name}={value}" for name, value in settings.items())]
-    with contextlib.redirect_stdout(sys.stderr):
-        launch(run, "preprocess")
-    return {
-        "encoding": times[-1][1] - times[0][0],
-        "after": time.perf_counter() - times[-1][1],
-        "codec": sum(end - begin for begin, end in times),
-    }
+def time_preprocessing(settings: Mapping[str, Any], times: Path) -> dict[str, Any]:
+    """Preprocess as a command does; see `benchmark_preprocess.py` for what is timed beside the whole process."""
+    script = Path(__file__).with_name("benchmark_preprocess.py")
+    command = [sys.executable, str(script), str(times), *(f"{name}={value}" for name, value in settings.items())]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=sys.stderr, env=quiet())
+    wall = time.perf_counter() - begin
+    return {"wall": wall, **json.loads(times.read_text())}
 
 
 def time_encoding(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -529,7 +508,6 @@ WORKERS: dict[str, Callable[..., dict[str, Any]]] = {
     "latents": time_latents,
     "nested": time_nested,
     "decode": time_decoding,
-    "preprocess": time_preprocessing,
     "encode": time_encoding,
 }
 

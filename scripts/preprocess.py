@@ -13,7 +13,7 @@ def run(config: object) -> object:
     """Import the stage only when it runs, so that --help and mistyped settings answer at once."""
     from omegaconf import DictConfig
 
-    from musicgen_train.preprocess.run import run
+    from musicgen_train.preprocess.start import run
 
     assert isinstance(config, DictConfig)
     return run(config)

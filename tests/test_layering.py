@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import musicgen_train
+
 ROOT = Path(__file__).parents[1] / "musicgen_train"
 
 # Package to what of musicgen_train its files may import, and do: packages or modules.
@@ -147,9 +149,29 @@ def test_no_module_is_a_drawer() -> None:
 def test_importing_the_package_stays_cheap() -> None:
     # torchaudio and the hub's client are imported by the functions that need them.
     slow = [*sorted(FOREIGN), "huggingface_hub", "torchaudio", "soundfile", "torch._dynamo", "sympy"]
-    code = f"import sys, musicgen_train; print([name for name in {slow!r} if name in sys.modules])"
+    code = (
+        "import sys; from musicgen_train import *; MusicgenProcessor; "
+        f"print([name for name in {slow!r} if name in sys.modules])"
+    )
     output = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("script", ["train", "preprocess", "evaluate"])
+def test_a_command_line_is_read_before_torch_is_there(script: str) -> None:
+    code = f"import sys, {script}; print([name for name in ('torch', 'lightning', 'datasets') if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    scripts = ROOT.parent / "scripts"
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=scripts)
+    assert output.stdout.strip() == "[]"
+
+
+def test_the_package_has_what_it_names_and_nothing_else() -> None:
+    assert set(musicgen_train.__all__) <= set(dir(musicgen_train))
+    for name in musicgen_train.__all__:
+        assert getattr(musicgen_train, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'musicgen_train' has no attribute 'MusicgenForCausalLn'"):
+        musicgen_train.MusicgenForCausalLn  # noqa: B018
 
 
 def test_evaluating_begins_without_what_trains() -> None:

@@ -10,7 +10,8 @@ import torch
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
 from musicgen_train.models.native.compiler import reason_without_any
-from musicgen_train.provenance.machine import available_cores, driver_version
+from musicgen_train.provenance.cores import available_cores
+from musicgen_train.provenance.machine import driver_version
 
 _GIB = 2**30
 _SHARED_MEMORY = "/dev/shm"

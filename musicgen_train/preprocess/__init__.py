@@ -1,1 +1,1 @@
-"""Captioned audio to a latent dataset; `run.run` is the entry, `docs/preprocessing.md` the manual."""
+"""Captioned audio to a latent dataset; `start.run` is the entry, `docs/preprocessing.md` the manual."""

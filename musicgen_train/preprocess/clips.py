@@ -6,14 +6,8 @@ Axes: C channels, S samples.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.forkserver
-import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from musicgen_train.audio.io import AudioError, read_audio
+from musicgen_train.preprocess.processes import end_with_parent, process_context
 from musicgen_train.preprocess.tracks import Track
 
 
@@ -123,7 +118,7 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
         sampler=tracks,
         num_workers=workers,
         collate_fn=_as_it_is,
-        multiprocessing_context=_process_context() if workers else None,
+        multiprocessing_context=process_context() if workers else None,
         worker_init_fn=_begin_worker if workers else None,
     )
     try:
@@ -137,13 +132,6 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
         ) from error
 
 
-def prepare_workers() -> None:
-    """Begin what takes longest about starting workers, and do not wait for it."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        _process_context()
-        multiprocessing.forkserver.ensure_running()
-
-
 def without_audio(track: Track) -> Track:
     """The track without bytes that need not travel back."""
     return dataclasses.replace(track, audio=b"") if isinstance(track.audio, bytes) else track
@@ -154,29 +142,10 @@ def is_silent(clip_CS: np.ndarray[Any, Any]) -> bool:
     return not clip_CS.any()
 
 
-def _process_context() -> BaseContext:
-    # Not fork: a forked process must not touch CUDA, and threads of this one may hold locks. A fork server imports
-    # torch once for all workers; where there is none, each does so itself.
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _as_it_is(item: Any) -> Any:
     return item
 
 
 def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # Of a killed process nobody tells its workers to stop. torch looks at the process a worker was forked from, which
-    # is the fork server, and that lives as long as its workers.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()

@@ -15,16 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
-from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.hub.folder import put_in_place
 from musicgen_train.latents.format import REJECTED_NAME
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.preprocess.assemble import Assembled, assemble
-from musicgen_train.preprocess.clips import prepare_workers
 from musicgen_train.preprocess.dry_run import Estimate, as_bytes, estimate, report
 from musicgen_train.preprocess.encode import Encoding
 from musicgen_train.preprocess.encoders import Encoders, load_encoders
+from musicgen_train.preprocess.processes import number_of_processes, prepare_processes
 from musicgen_train.preprocess.progress import Progress, as_time
 from musicgen_train.preprocess.ranks import Rank, find_rank
 from musicgen_train.preprocess.results import Results, listing_of
@@ -33,27 +32,15 @@ from musicgen_train.preprocess.shards import DamagedShardError, flush_tree_to_di
 from musicgen_train.preprocess.sources import first, open_source
 from musicgen_train.preprocess.tracks import Source
 from musicgen_train.preprocess.work import WorkFolder, made_here, manifest_digest
-from musicgen_train.provenance.machine import available_cores, versions
+from musicgen_train.provenance.machine import versions
 from musicgen_train.provenance.record import command, now, write_record
 
-_MOST_WORKERS = 8
 _REASONS_SHOWN = 3
 _RANKS_SHOWN = 8
 # Always there, also where nothing was counted.
 _COUNTED = (
     "files", "tracks", "clips", "rejected", "too_short", "silent", "missing_caption", "short_tails", "captions_cut",
 )  # fmt: skip
-
-
-def run(config: DictConfig) -> Manifest | Estimate | None:
-    """The entry of `scripts/preprocess.py`; returns what `preprocess` or `look` does."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ValueError(f"{missing[0]} is not given; add {missing[0]}=... to the command")
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    settings = PreprocessSettings.from_dict({str(name): value for name, value in values.items()})
-    return look(settings) if settings.dry_run else preprocess(settings)
 
 
 def preprocess(settings: PreprocessSettings) -> Manifest | None:
@@ -78,9 +65,9 @@ def preprocess(settings: PreprocessSettings) -> Manifest | None:
     rank = find_rank(settings.rank, settings.world_size)
     output = Path(settings.output).expanduser()
     check_output(output, overwrite=settings.overwrite)
-    workers = _workers(settings, rank)
+    workers = number_of_processes(settings, rank)
     if workers:
-        prepare_workers()  # meanwhile the source is listed and encoders are read
+        prepare_processes()  # meanwhile the source is listed and encoders are read
     source = open_source(settings)
     count = _count(source, settings)
     encoders = load_encoders(settings, rank.local)
@@ -112,7 +99,7 @@ def look(settings: PreprocessSettings) -> Estimate:
     check_output(Path(settings.output).expanduser(), overwrite=settings.overwrite)
     source = open_source(settings)
     encoders = load_encoders(settings)
-    workers = _workers(settings, rank)
+    workers = number_of_processes(settings, rank)
     print(_opening(settings, source, _count(source, settings), encoders, workers, rank), flush=True)
     tracks = (candidate.read() for candidate in first(source, settings.limit))
     found = estimate(tracks, settings, encoders, workers)
@@ -291,13 +278,6 @@ def _count(source: Source, settings: PreprocessSettings) -> int | None:
     if count == 0:
         raise ValueError(f"input {settings.input} holds no audio ({source.kind}): there is not one candidate")
     return count if count is None or settings.limit is None else min(count, settings.limit)
-
-
-def _workers(settings: PreprocessSettings, rank: Rank) -> int:
-    """Decoding takes a core per 100 or so times real time; this process needs one for itself."""
-    if settings.workers is not None:
-        return settings.workers
-    return max(0, min(available_cores() // rank.local_size - 1, _MOST_WORKERS))
 
 
 def _nothing_usable(counts: Counter[str], rejected: list[dict[str, str]], settings: PreprocessSettings) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
 from typing import Any
 
 import torch
+
+from musicgen_train.provenance.cores import available_cores
 
 PACKAGES = (
     *("musicgen-train", "torch", "torchaudio", "lightning", "datasets", "pyarrow", "numpy", "hydra-core"),
@@ -48,11 +49,6 @@ def machine() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "driver": driver_version() if gpus else None,
     }
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

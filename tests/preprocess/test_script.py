@@ -13,8 +13,8 @@ from audio_corpus import write_track
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from musicgen_train.preprocess.run import run
 from musicgen_train.preprocess.settings import PreprocessSettings
+from musicgen_train.preprocess.start import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,3 +93,17 @@ def test_missing_settings_are_named_in_python_too() -> None:
         config = compose("preprocess", ["output=b"])
     with pytest.raises(ValueError, match=r"input is not given; add input=\.\.\. to the command"):
         run(config)
+
+
+def test_processes_begin_before_the_stage_is_imported(tmp_path: Path) -> None:
+    # What they import and what the stage imports takes seconds; the two go side by side.
+    code = (
+        "import sys; from omegaconf import OmegaConf; from musicgen_train.preprocess import start; "
+        "start.prepare_processes = lambda: print([name for name in ('torch', 'datasets') if name in sys.modules]); "
+        f"config = OmegaConf.load('configs/preprocess.yaml'); config.input = config.output = {str(tmp_path)!r}; "
+        "config.encoders = 'none'; config.workers = {workers}; start.begin(config); print('done')"
+    )
+    for workers, expected in ((2, "[]\ndone"), (0, "done")):
+        command = [sys.executable, "-c", code.format(workers=workers)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == expected

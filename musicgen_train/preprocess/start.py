@@ -1,0 +1,36 @@
+"""The entry of `scripts/preprocess.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from musicgen_train.preprocess.processes import number_of_processes, prepare_processes
+from musicgen_train.preprocess.ranks import find_rank
+from musicgen_train.preprocess.settings import PreprocessSettings
+
+if TYPE_CHECKING:
+    from musicgen_train.latents.manifest import Manifest
+    from musicgen_train.preprocess.dry_run import Estimate
+
+
+def run(config: DictConfig) -> Manifest | Estimate | None:
+    """Begin, and run the stage; returns what it returns."""
+    settings = begin(config)
+    from musicgen_train.preprocess.run import look, preprocess
+
+    return look(settings) if settings.dry_run else preprocess(settings)
+
+
+def begin(config: DictConfig) -> PreprocessSettings:
+    """Read the settings and begin the processes that decode, which get ready while the stage is imported."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} is not given; add {missing[0]}=... to the command")
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    settings = PreprocessSettings.from_dict({str(name): value for name, value in values.items()})
+    if number_of_processes(settings, find_rank(settings.rank, settings.world_size)):
+        prepare_processes()
+    return settings

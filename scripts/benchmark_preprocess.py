@@ -1,0 +1,48 @@
+"""`scripts/preprocess.py` with a clock at its codec, for `benchmark_data.py`.
+
+    python scripts/benchmark_preprocess.py TIMES.json SETTING=VALUE ...
+
+Before the stage begins this imports no more than the script does, so that a run starts up as a user's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from musicgen_train.launch import main
+
+
+def run(config: Any) -> None:
+    """Run the stage, and write how long the codec was at work, from the first batch to the last, and what was left."""
+    from musicgen_train.preprocess.start import begin
+
+    settings = begin(config)
+    from musicgen_train.preprocess.encoders import AudioCoder
+    from musicgen_train.preprocess.run import preprocess
+
+    encode = AudioCoder.encode
+    times: list[tuple[float, float]] = []
+
+    def timed(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        codes = encode(*arguments)
+        times.append((began, time.perf_counter()))
+        return codes
+
+    AudioCoder.encode = timed  # type: ignore[method-assign]
+    preprocess(settings)
+    found = {
+        "encoding": times[-1][1] - times[0][0],
+        "after": time.perf_counter() - times[-1][1],
+        "codec": sum(end - began for began, end in times),
+    }
+    Path(TIMES).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    TIMES = sys.argv.pop(1)
+    main(run, "preprocess")
