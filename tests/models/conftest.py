@@ -12,14 +12,17 @@ from musicgen_train.models.native import compiler
 @pytest.fixture(params=["", "-DWIDE", "-DNARROW"], ids=["as_compiled_here", "wide", "narrow"])
 def variant(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """The code for this processor, and those for registers of 64 and of 32 bytes, which any processor can run."""
+) -> Iterator[str]:
+    """The code for this processor, and those for registers of 64 and of 32 bytes, which any processor can run.
+
+    With 64, pairs of bfloat16 numbers are multiplied, with 32 they are not. Gives what the compiler is told.
+    """
     if not request.param:
-        yield
+        yield ""
         return
     # Compiled once for all tests.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "other_c_code"))
     monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, request.param))
     compiler._load.cache_clear()
-    yield
+    yield request.param
     compiler._load.cache_clear()

@@ -63,7 +63,7 @@ def assert_same(
 @pytest.mark.parametrize("side_by_side", [True, False])
 @pytest.mark.parametrize("head_width", [32, 64])
 @pytest.mark.parametrize("steps", [2, 7, 60, 61, 200])
-def test_causal(steps: int, head_width: int, side_by_side: bool, variant: None) -> None:
+def test_causal(steps: int, head_width: int, side_by_side: bool, variant: str) -> None:
     queries, keys, values = (states(steps, head_width, side_by_side) for _ in range(3))
     assert_same(queries, keys, values, None, causal=True)
 
@@ -71,13 +71,13 @@ def test_causal(steps: int, head_width: int, side_by_side: bool, variant: None) 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("text_length", [1, 5, 16, 45])
 @pytest.mark.parametrize("steps", [2, 63, 130])
-def test_to_text(steps: int, text_length: int, masked: bool, variant: None) -> None:
+def test_to_text(steps: int, text_length: int, masked: bool, variant: str) -> None:
     queries = states(steps, 32, side_by_side=True)
     keys, values = states(text_length, 32, side_by_side=True), states(text_length, 32, side_by_side=False)
     assert_same(queries, keys, values, some_seen(text_length) if masked else None, causal=False)
 
 
-def test_scores_that_differ_by_far(variant: None) -> None:
+def test_scores_that_differ_by_far(variant: str) -> None:
     queries, keys, values = (states(70, 32, side_by_side=True) for _ in range(3))
     with torch.no_grad():
         queries *= 30
@@ -87,7 +87,7 @@ def test_scores_that_differ_by_far(variant: None) -> None:
 
 @pytest.mark.parametrize("steps", [2, 57, 70])
 @pytest.mark.parametrize("causal", [True, False])
-def test_in_bfloat16_nothing_but_what_is_multiplied_or_kept_is_rounded(causal: bool, steps: int, variant: None) -> None:
+def test_in_bfloat16_nothing_but_what_is_multiplied_or_kept_is_rounded(causal: bool, steps: int, variant: str) -> None:
     given = [states(steps, 32, side_by_side=True).detach().bfloat16().requires_grad_() for _ in range(3)]
     seen = None if causal else some_seen(steps)
     queries, keys, values = exact = [each.detach().double().requires_grad_() for each in given]
@@ -117,7 +117,7 @@ def test_in_bfloat16_nothing_but_what_is_multiplied_or_kept_is_rounded(causal: b
         assert ((one - exactly).abs() <= 1.01 * bound + 1e-6).all()
 
 
-def test_in_bfloat16_heads_may_lie_anywhere(variant: None) -> None:
+def test_in_bfloat16_heads_may_lie_anywhere(variant: str) -> None:
     # An odd number of steps of odd length: pairs start at any address of two bytes.
     batch, heads, steps, head_width = 2, 3, 41, 32
     rows = torch.randn(3, batch, steps, heads * head_width + 1).bfloat16()
@@ -143,7 +143,7 @@ def test_a_gradient_of_one_number_for_all() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 3e38])
-def test_results_are_rounded_as_torch_does(size: float, variant: None) -> None:
+def test_results_are_rounded_as_torch_does(size: float, variant: str) -> None:
     # One key: attention gives its value back, which is rounded once more.
     queries, keys = (torch.randn(BATCH, HEADS, 2, 32, dtype=torch.bfloat16) for _ in range(2))
     values = (torch.randn(BATCH, HEADS, 1, 32) * size).bfloat16()
@@ -156,7 +156,7 @@ def test_results_are_rounded_as_torch_does(size: float, variant: None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_stays_with_those_who_see_it(dtype: torch.dtype, variant: None) -> None:
+def test_nan_stays_with_those_who_see_it(dtype: torch.dtype, variant: str) -> None:
     queries, keys, values = (states(70, 32, side_by_side=True).detach().to(dtype) for _ in range(3))
     keys[0, 0, 40] = float("nan")
     mixed = native_attention.attend_natively(queries, keys, values, None, causal=True)

@@ -48,7 +48,7 @@ def assert_same(layers: list[nn.Module], hidden_BLC: torch.Tensor, convolutions:
 
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant", "replicate"])
 @pytest.mark.parametrize("length", [1, 3, 17, 200])
-def test_a_chain_is_the_same_in_c(length: int, pad_mode: str, calls: list[Any], variant: None) -> None:
+def test_a_chain_is_the_same_in_c(length: int, pad_mode: str, calls: list[Any], variant: str) -> None:
     some = config(pad_mode=pad_mode)
     layers = [
         Conv(some, 2, 24, 7),
@@ -68,7 +68,7 @@ def test_a_chain_is_the_same_in_c(length: int, pad_mode: str, calls: list[Any], 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("length", [2, 29, 130])
-def test_every_padding_and_cut(length: int, stride: int, causal: bool, calls: list[Any], variant: None) -> None:
+def test_every_padding_and_cut(length: int, stride: int, causal: bool, calls: list[Any], variant: str) -> None:
     some = config(use_causal_conv=causal, trim_right_ratio=0.5 if causal else 1.0)
     hidden = torch.randn(2, length, 8)
     assert_same([Conv(some, 8, 40, 2 * stride, stride=stride)], hidden, 1, calls)
@@ -93,7 +93,7 @@ def test_padding_that_wraps_around(calls: list[Any]) -> None:
 
 
 @torch.no_grad()
-def test_elu_over_its_whole_range(variant: None) -> None:
+def test_elu_over_its_whole_range(variant: str) -> None:
     layer = Conv(config(), 1, 1, 1)
     layer.conv.parametrizations["weight"].original0.fill_(1.0)
     layer.conv.parametrizations["weight"].original1.fill_(1.0)

@@ -57,11 +57,11 @@ static int64_t filled_up(int64_t length) { return (length + COLUMNS - 1) / COLUM
 
 static int64_t size_of(int64_t type) { return type == BFLOAT16 ? 2 : 4; }
 
-/* What is multiplied of states of a type. */
-static enum type multiplied(int64_t type) { return type == BFLOAT16 && PAIRS ? BFLOAT16 : FLOAT32; }
+/* What is multiplied of states of a type: never BFLOAT16, of which floats are made. */
+static enum type multiplied(int64_t type) { return type == BFLOAT16 && PAIRS ? PAIRED : FLOAT32; }
 
 /* Numbers in a word, and words of so many numbers. */
-static inline int64_t numbers_of(const enum type type) { return type == BFLOAT16 ? 2 : 1; }
+static inline int64_t numbers_of(const enum type type) { return type == PAIRED ? 2 : 1; }
 
 static inline int64_t words(const enum type type, int64_t numbers) {
     return (numbers + numbers_of(type) - 1) / numbers_of(type);
@@ -71,11 +71,13 @@ static char *head_at(const Attention *of, const States *states, int64_t batch, i
     return (char *)states->numbers + (batch * states->batch_step + head * states->head_step) * size_of(of->type);
 }
 
+static int is_taken_as_it_is(const Attention *of) { return of->type == FLOAT32 || multiplied(of->type) == PAIRED; }
+
 /* A head where it is, or made in `room`. */
 static Head head_of(const Attention *of, const States *states, int64_t batch, int64_t head, int64_t length,
                     float *room) {
     const char *const place = head_at(of, states, batch, head);
-    if (of->type == multiplied(of->type)) return (Head){place, states->step * size_of(of->type)};
+    if (is_taken_as_it_is(of)) return (Head){place, states->step * size_of(of->type)};
     for (int64_t l = 0; l < length; l++)
         for (int64_t h = 0; h < of->head_width; h += LANES)
             *(vec *)(room + l * of->head_width + h) = weights_at(BFLOAT16, place, l * states->step + h);
@@ -322,8 +324,8 @@ static void through_softmax(float scale, float sum, float mean, int64_t length, 
 static float product_of_steps(int64_t type, const char *one, const char *other, int64_t head_width) {
     vec product = {0};
     for (int64_t h = 0; h < head_width; h += LANES)
-        product += type == BFLOAT16 ? weights_at(BFLOAT16, one, h) * weights_at(BFLOAT16, other, h)
-                                    : weights_at(FLOAT32, one, h) * weights_at(FLOAT32, other, h);
+        product += type == PAIRED ? weights_at(BFLOAT16, one, h) * weights_at(BFLOAT16, other, h)
+                                  : weights_at(FLOAT32, one, h) * weights_at(FLOAT32, other, h);
     return sum_of(product);
 }
 
@@ -379,15 +381,15 @@ static inline __attribute__((always_inline)) void attend_head_backward_in(const 
 }
 
 static void attend_head(const Attention *of, const Scratch *in, int64_t batch, int64_t head) {
-    if (multiplied(of->type) == BFLOAT16)
-        attend_head_in(BFLOAT16, of, in, batch, head);
+    if (multiplied(of->type) == PAIRED)
+        attend_head_in(PAIRED, of, in, batch, head);
     else
         attend_head_in(FLOAT32, of, in, batch, head);
 }
 
 static void attend_head_backward(const Attention *of, const Scratch *in, int64_t batch, int64_t head) {
-    if (multiplied(of->type) == BFLOAT16)
-        attend_head_backward_in(BFLOAT16, of, in, batch, head);
+    if (multiplied(of->type) == PAIRED)
+        attend_head_backward_in(PAIRED, of, in, batch, head);
     else
         attend_head_backward_in(FLOAT32, of, in, batch, head);
 }
@@ -398,7 +400,7 @@ static int for_each_head(const Attention *of,
     const int64_t width = filled_up(of->keys), panels = width * of->head_width;
     const int64_t block = BLOCK * of->head_width, all_weights = BLOCK * width;
     const int64_t longest = of->queries > of->keys ? of->queries : of->keys;
-    const int64_t made = of->type == multiplied(of->type) ? 0 : longest * of->head_width;
+    const int64_t made = is_taken_as_it_is(of) ? 0 : longest * of->head_width;
     const int64_t sizes[] = {panels, panels, panels,      panels,      panels,      panels, block, block,
                              block,  width,  all_weights, all_weights, all_weights, made,   made,  made,  made};
     enum { PARTS = sizeof sizes / sizeof *sizes };

@@ -1,4 +1,5 @@
-/* One step of generation on a CPU, computed in float32: the ids of one column in, the logits of the next one out.
+/* One step of generation on a CPU: the ids of one column in, the logits of the next one out. Products are as the type of
+ * the weights has them; what lies between two is float32.
  *
  * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
  * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
@@ -43,21 +44,31 @@ typedef struct {
 
 enum { GELU = 0, RELU = 1 };
 
-/* More rows than this lie side by side: the processor then computes more in a second. */
-enum { FEW_ROWS = 4 };
-
 /* What weights are multiplied with: rows one after the other, or side by side as `packed_rows.h` has them. */
 typedef struct {
     float *numbers; /* `packed_size` of them */
     int64_t rows, inputs;
+    enum type type; /* of the products; numbers are rounded where it is PAIRED */
 } States;
+
+/* More rows than a few lie side by side: the processor then computes more in a second. */
+static inline int are_few(const enum type type, int64_t rows) { return rows <= (type == PAIRED ? 1 : 4); }
+
+static States states_of(const Step *step, float *numbers, int64_t rows, int64_t inputs) {
+    /* Whole vectors of pairs. */
+    const int as_pairs = PAIRS && step->type == BFLOAT16 && inputs % (2 * LANES) == 0;
+    return (States){numbers, rows, inputs, as_pairs ? PAIRED : (enum type)step->type};
+}
 
 /* Numbers of a row, from its input `first` on. */
 static void put(const States *states, int64_t row, int64_t first, const float *numbers, int64_t count) {
-    if (states->rows <= FEW_ROWS)
+    if (!are_few(states->type, states->rows))
+        pack_row(states->type, numbers, row, first, count, states->rows, states->inputs, states->numbers);
+    else if (states->type == PAIRED) {
+        uint16_t *const place = (uint16_t *)states->numbers + row * states->inputs + first;
+        for (int64_t i = 0; i < count; i++) place[i] = rounded_one(numbers[i]);
+    } else
         memcpy(states->numbers + row * states->inputs + first, numbers, (size_t)count * sizeof(float));
-    else
-        pack_row(numbers, row, first, count, states->rows, states->inputs, states->numbers);
 }
 
 /* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, by weights that are read once in a step. */
@@ -65,25 +76,27 @@ static inline __attribute__((always_inline)) void product_of_type(const enum typ
                                                                   const void *weight, int64_t begin, int64_t end,
                                                                   float *products, int64_t products_stride) {
     const float *const numbers = states->numbers;
-    const int64_t rows = states->rows, inputs = states->inputs;
-    if (rows <= FEW_ROWS)
+    const int64_t rows = states->rows, inputs = type == PAIRED ? states->inputs / 2 : states->inputs;
+    if (are_few(type, rows))
         multiply(MEMORY, type, numbers, rows, inputs, weight, begin, end, products, products_stride);
     else
         multiply_packed(type, numbers, rows, inputs, weight, begin, end, products, products_stride);
 }
 
-static void product(const Step *step, const States *states, const void *weight, int64_t begin, int64_t end,
-                    float *products, int64_t products_stride) {
-    if (step->type == BFLOAT16)
+static void product(const States *states, const void *weight, int64_t begin, int64_t end, float *products,
+                    int64_t products_stride) {
+    if (states->type == PAIRED)
+        product_of_type(PAIRED, states, weight, begin, end, products, products_stride);
+    else if (states->type == BFLOAT16)
         product_of_type(BFLOAT16, states, weight, begin, end, products, products_stride);
     else
         product_of_type(FLOAT32, states, weight, begin, end, products, products_stride);
 }
 
 /* sums[r][o] += row r . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
-static void add_to_residual(const Step *step, const States *states, const void *weight, int64_t outputs, int64_t begin,
+static void add_to_residual(const States *states, const void *weight, int64_t outputs, int64_t begin,
                             int64_t end, float *products, float *sums) {
-    product(step, states, weight, begin, end, products, outputs);
+    product(states, weight, begin, end, products, outputs);
     for (int64_t r = 0; r < states->rows; r++)
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
 }
@@ -164,8 +177,8 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
     float *const mixed = projected + rows * 3 * width;
     float *const inner = mixed + packed_size(rows, width);
     float *const of_threads = inner + packed_size(rows, inner_width);
-    const States all_mixed = {mixed, rows, width}, text_mixed = {mixed, text_rows, width};
-    const States all_inner = {inner, rows, inner_width};
+    const States all_mixed = states_of(step, mixed, rows, width), text_mixed = states_of(step, mixed, text_rows, width);
+    const States all_inner = states_of(step, inner, rows, inner_width);
 
 #pragma omp parallel num_threads((int)step->threads)
     {
@@ -174,7 +187,8 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
         float *const products = normal + packed_size(rows, width); /* R x D or F */
         float *const row = products + rows * widest(step);
         float *const scores = row + widest(step);
-        const States all_normal = {normal, rows, width}, text_normal = {normal, text_rows, width};
+        const States all_normal = states_of(step, normal, rows, width);
+        const States text_normal = states_of(step, normal, text_rows, width);
         int64_t begin, end;
 
         share(width, LANES, thread, threads, &begin, &end);
@@ -197,7 +211,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             share(width, 4, thread, threads, &begin, &end);
             const void *const projections[3] = {layer->query, layer->key, layer->value};
             for (int part = 0; part < 3; part++)
-                product(step, &all_normal, projections[part], begin, end, projected + part * width, 3 * width);
+                product(&all_normal, projections[part], begin, end, projected + part * width, 3 * width);
 #pragma omp barrier
             share(rows * heads, 1, thread, threads, &begin, &end);
             for (int64_t task = begin; task < end; task++) {
@@ -212,13 +226,13 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
             }
 #pragma omp barrier
             share(width, 4, thread, threads, &begin, &end);
-            add_to_residual(step, &all_mixed, layer->self_out, width, begin, end, products, hidden);
+            add_to_residual(&all_mixed, layer->self_out, width, begin, end, products, hidden);
 #pragma omp barrier
 
             if (text_rows) {
                 normalize(hidden, layer->cross_norm_weight, layer->cross_norm_bias, step->norm_epsilon, row,
                           &text_normal);
-                product(step, &text_normal, layer->cross_query, begin, end, projected, width);
+                product(&text_normal, layer->cross_query, begin, end, projected, width);
 #pragma omp barrier
                 int64_t first, last;
                 share(text_rows * heads, 1, thread, threads, &first, &last);
@@ -231,14 +245,14 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                     put(&text_mixed, text_row, at, row, head_width);
                 }
 #pragma omp barrier
-                add_to_residual(step, &text_mixed, layer->cross_out, width, begin, end, products, hidden);
+                add_to_residual(&text_mixed, layer->cross_out, width, begin, end, products, hidden);
 #pragma omp barrier
             }
 
             normalize(hidden, layer->final_norm_weight, layer->final_norm_bias, step->norm_epsilon, row, &all_normal);
             int64_t first, last;
             share(inner_width, LANES, thread, threads, &first, &last);
-            product(step, &all_normal, layer->fc1, first, last, products, inner_width);
+            product(&all_normal, layer->fc1, first, last, products, inner_width);
             for (int64_t r = 0; r < rows; r++) {
                 float *const own = products + r * inner_width;
                 for (int64_t o = first; o < last; o += LANES)
@@ -246,14 +260,14 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
                 put(&all_inner, r, first, own + first, last - first);
             }
 #pragma omp barrier
-            add_to_residual(step, &all_inner, layer->fc2, width, begin, end, products, hidden);
+            add_to_residual(&all_inner, layer->fc2, width, begin, end, products, hidden);
 #pragma omp barrier
         }
 
         normalize(hidden, step->final_norm_weight, step->final_norm_bias, step->norm_epsilon, row, &all_normal);
         share(step->vocab_size, 4, thread, threads, &begin, &end);
         for (int64_t k = 0; k < step->num_codebooks; k++)
-            product(step, &all_normal, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
+            product(&all_normal, step->heads_weights[k], begin, end, step->logits + k * step->vocab_size,
                     step->num_codebooks * step->vocab_size);
     }
 }

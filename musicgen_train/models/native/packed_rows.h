@@ -6,24 +6,31 @@
 #include "vectors.h"
 
 /* Rows that are one vector wide; more of them are taken in groups of two vectors. */
-enum { NARROW = LANES, WIDE_GROUP = 2 * LANES };
+enum { ONE_VECTOR = LANES, TWO_VECTORS = 2 * LANES };
 /* Outputs at a time: their sums, what a group has of one input, and one weight are in sixteen registers. */
-enum { NARROW_OUTPUTS = 8, WIDE_OUTPUTS = 6 };
+enum { OUTPUTS_OF_ONE = 8, OUTPUTS_OF_TWO = 6 };
 
-static inline int64_t packed_width(int64_t rows) { return rows <= NARROW ? NARROW : WIDE_GROUP; }
+static inline int64_t packed_width(int64_t rows) { return rows <= ONE_VECTOR ? ONE_VECTOR : TWO_VECTORS; }
 
-/* Numbers that rows of so many inputs take: whole groups. The last may have lanes to spare, whose products nobody reads. */
+/* Numbers that rows of so many inputs take: whole groups. The last may have lanes to spare, whose products nobody
+ * reads. Pairs take half of it. */
 static inline int64_t packed_size(int64_t rows, int64_t inputs) {
     const int64_t width = packed_width(rows);
     return (rows + width - 1) / width * width * inputs;
 }
 
-/* Numbers of a row, from its input `first` on, to their place in groups of inputs x width. */
-static inline void pack_row(const float *numbers, int64_t row, int64_t first, int64_t count, int64_t rows, int64_t inputs,
-                            float *packed) {
-    const int64_t width = packed_width(rows);
-    float *const place = packed + row / width * width * inputs + first * width + row % width;
-    for (int64_t i = 0; i < count; i++) place[i * width] = numbers[i];
+/* Numbers of a row, from its input `first` on, to their place in groups of inputs x width; of pairs, two to a word. */
+static inline void pack_row(const enum type type, const float *numbers, int64_t row, int64_t first, int64_t count,
+                            int64_t rows, int64_t inputs, float *packed) {
+    const int64_t width = packed_width(rows), group = row / width * width;
+    if (type == PAIRED) {
+        uint16_t *const place = (uint16_t *)(packed + group * (inputs / 2) + row % width);
+        for (int64_t i = first; i < first + count; i++)
+            place[i / 2 * 2 * width + i % 2] = rounded_one(numbers[i - first]);
+    } else {
+        float *const place = packed + group * inputs + first * width + row % width;
+        for (int64_t i = 0; i < count; i++) place[i * width] = numbers[i];
+    }
 }
 
 /* products[r][o] = row r . weight[o] of one group and a few outputs, all kept in registers: `vectors`, `outputs` and
@@ -32,7 +39,7 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
                                                               const enum type type, const float *packed, int64_t rows,
                                                               int64_t inputs, const void *weight, float *products,
                                                               int64_t products_stride) {
-    vec sums[NARROW_OUTPUTS][2];
+    vec sums[OUTPUTS_OF_ONE][2];
 #pragma GCC unroll 8
     for (int o = 0; o < outputs; o++)
 #pragma GCC unroll 2
@@ -42,7 +49,7 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
 #pragma GCC unroll 8
         for (int o = 0; o < outputs; o++) __builtin_prefetch(weight_at(type, weight, (outputs + o) * inputs + i));
         /* Of bfloat16, one at a time would take longer to make a float of than to multiply with. */
-        float made[NARROW_OUTPUTS][LANES];
+        float made[OUTPUTS_OF_ONE][LANES];
         if (type == BFLOAT16)
 #pragma GCC unroll 8
             for (int o = 0; o < outputs; o++) *(vec *)made[o] = weights_at(type, weight, o * inputs + i);
@@ -51,9 +58,9 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
             const vec *const states = (const vec *)packed + (i + j) * vectors;
 #pragma GCC unroll 8
             for (int o = 0; o < outputs; o++) {
-                const float number = type == BFLOAT16 ? made[o][j] : ((const float *)weight)[o * inputs + i + j];
+                const vec word = all_of(type == BFLOAT16 ? &made[o][j] : (const float *)weight + o * inputs + i + j);
 #pragma GCC unroll 2
-                for (int v = 0; v < vectors; v++) sums[o][v] += number * states[v];
+                for (int v = 0; v < vectors; v++) sums[o][v] = add_product(type, sums[o][v], word, states[v]);
             }
         }
     }
@@ -95,10 +102,10 @@ static inline __attribute__((always_inline)) void multiply_packed(const enum typ
                                                                   int64_t rows, int64_t inputs, const void *weight,
                                                                   int64_t begin, int64_t end, float *products,
                                                                   int64_t products_stride) {
-    if (packed_width(rows) == NARROW)
-        packed_range(1, NARROW_OUTPUTS, type, packed, rows, inputs, weight, begin, end, products, products_stride);
+    if (packed_width(rows) == ONE_VECTOR)
+        packed_range(1, OUTPUTS_OF_ONE, type, packed, rows, inputs, weight, begin, end, products, products_stride);
     else
-        packed_range(2, WIDE_OUTPUTS, type, packed, rows, inputs, weight, begin, end, products, products_stride);
+        packed_range(2, OUTPUTS_OF_TWO, type, packed, rows, inputs, weight, begin, end, products, products_stride);
 }
 
 #endif

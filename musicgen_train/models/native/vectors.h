@@ -2,6 +2,9 @@
 #ifndef VECTORS_H
 #define VECTORS_H
 #include <stdint.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* Numbers in a vector; a file may ask for more before it includes this one. */
 #ifndef LANES
@@ -22,8 +25,17 @@ static inline __attribute__((always_inline)) float sum_of(vec v) {
     return v[0];
 }
 
-/* What weights are stored as; they are computed with in float32. */
-enum type { FLOAT32, BFLOAT16 };
+/* What weights are stored as, and multiplied as: floats; bfloat16 numbers, of which floats are made; or pairs of them
+ * that follow one another, which some processors multiply as they are. A pair takes the room of a float: either is
+ * called a word, and counted as one. */
+enum type { FLOAT32, BFLOAT16, PAIRED };
+
+/* Whether pairs are multiplied as they are; WIDE has any processor do it, in more steps. */
+#if (defined(__AVX512BF16__) || defined(WIDE)) && !defined(NARROW)
+enum { PAIRS = 1 };
+#else
+enum { PAIRS = 0 };
+#endif
 
 /* Where a weight lies: `type` is a constant wherever this and the next are called. */
 static inline __attribute__((always_inline)) const void *weight_at(const enum type type, const void *weights,
@@ -34,7 +46,7 @@ static inline __attribute__((always_inline)) const void *weight_at(const enum ty
 /* As many weights as a vector has, from one on. */
 static inline __attribute__((always_inline)) vec weights_at(const enum type type, const void *weights, int64_t index) {
     const void *const place = weight_at(type, weights, index);
-    if (type == FLOAT32) return *(const vec *)place;
+    if (type != BFLOAT16) return *(const vec *)place;
     return (vec)(__builtin_convertvector(*(const halves *)place, ints) << 16); /* the upper half of a float */
 }
 
@@ -46,11 +58,42 @@ static inline halves rounded(vec x) {
     return __builtin_convertvector((upper & ~none) | (0x7fc0 & none), halves);
 }
 
+static inline uint16_t rounded_one(float x) {
+    typedef uint32_t bits __attribute__((may_alias));
+    const bits whole = *(const bits *)&x;
+    return x == x ? (uint16_t)((whole + 0x7fff + ((whole >> 16) & 1)) >> 16) : 0x7fc0;
+}
+
+/* Two bfloat16 numbers each, the first in the lower half. */
+static inline vec paired(halves first, halves second) {
+    return (vec)(__builtin_convertvector(first, ints) | __builtin_convertvector(second, ints) << 16);
+}
+
+/* sums + one * other; of pairs, + the products of both of their numbers. `type` is a constant wherever it is called. */
+static inline __attribute__((always_inline)) vec add_product(const enum type type, vec sums, vec one, vec other) {
+    if (type != PAIRED) return sums + one * other;
+#if LANES == 16 && defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)one, (__m512bh)other);
+#elif LANES == 8 && defined(__AVX512BF16__) && defined(__AVX512VL__)
+    return (vec)_mm256_dpbf16_ps((__m256)sums, (__m256bh)one, (__m256bh)other);
+#else
+    const ints upper = (ints){0} - 0x10000;
+    return sums + (vec)((ints)one & upper) * (vec)((ints)other & upper) +
+           (vec)((ints)one << 16) * (vec)((ints)other << 16);
+#endif
+}
+
+/* One word in all places. */
+static inline vec all_of(const void *place) {
+    typedef int32_t word __attribute__((aligned(2), may_alias));
+    return (vec)((ints){0} + *(const word *)place);
+}
+
 /* Where weights are read from: one needs to be told what is read next, the other is slower for it. */
 enum source { MEMORY, CACHE };
 
-/* A few rows against a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are constants wherever
- * it is called. */
+/* A few rows against a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are constants
+ * wherever it is called. Of pairs, inputs and strides are in words, here and in all that follows. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const enum source source,
                                                        const enum type type, const float *states,
                                                        int64_t states_stride, const void *weight,
@@ -73,7 +116,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         for (int r = 0; r < rows; r++) {
             const vec state = *(const vec *)(states + r * states_stride + i);
 #pragma GCC unroll 4
-            for (int o = 0; o < outputs; o++) sums[r][o] += state * weights[o];
+            for (int o = 0; o < outputs; o++) sums[r][o] = add_product(type, sums[r][o], state, weights[o]);
         }
     }
 #pragma GCC unroll 4
