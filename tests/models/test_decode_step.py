@@ -127,9 +127,9 @@ def test_null_rows_of_guidance_are_those_of_a_forward_pass_without_text(kind: st
 
 
 @torch.no_grad()
-# Pairs of 56 and of 120 numbers fill no whole vectors.
+# Pairs of 56 and of 120 numbers fill no whole vectors. Of a few rows, with a text, no pairs are made.
 @pytest.mark.parametrize(("width", "ffn_dim"), [(48, 96), (56, 120)])
-@pytest.mark.parametrize(("batch", "guided"), [(1, False), (1, True), (2, True), (3, True), (9, True)])
+@pytest.mark.parametrize(("batch", "guided"), [(1, False), (2, True), (5, True), (6, False), (9, True)])
 def test_native_steps_in_bfloat16_round_weights_and_at_most_what_they_multiply(
     batch: int, guided: bool, width: int, ffn_dim: int, variant: str
 ) -> None:
@@ -159,7 +159,8 @@ def test_native_steps_in_bfloat16_round_weights_and_at_most_what_they_multiply(
         if isinstance(part, torch.nn.Linear) and not name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj")):
             part.register_forward_pre_hook(rounded)
     error_of_pairs = error()
-    if width == 56 or variant == "-DNARROW":
+    rows = (2 if guided else 1) * batch
+    if width == 56 or rows <= 4 or variant == "-DNARROW":
         assert error_of_floats < 1e-6
     elif variant == "-DWIDE":
         assert error_of_pairs < 1e-6

@@ -44,6 +44,9 @@ typedef struct {
 
 enum { GELU = 0, RELU = 1 };
 
+/* More rows than this lie side by side: the processor then computes more in a second. */
+enum { FEW_ROWS = 4 };
+
 /* What weights are multiplied with: rows one after the other, or side by side as `packed_rows.h` has them. */
 typedef struct {
     float *numbers; /* `packed_size` of them */
@@ -51,24 +54,18 @@ typedef struct {
     enum type type; /* of the products; numbers are rounded where it is PAIRED */
 } States;
 
-/* More rows than a few lie side by side: the processor then computes more in a second. */
-static inline int are_few(const enum type type, int64_t rows) { return rows <= (type == PAIRED ? 1 : 4); }
-
 static States states_of(const Step *step, float *numbers, int64_t rows, int64_t inputs) {
-    /* Whole vectors of pairs. */
-    const int as_pairs = PAIRS && step->type == BFLOAT16 && inputs % (2 * LANES) == 0;
+    /* A few rows wait for the weights, and gain nothing; and pairs have to fill whole vectors. */
+    const int as_pairs = PAIRS && step->type == BFLOAT16 && rows > FEW_ROWS && inputs % (2 * LANES) == 0;
     return (States){numbers, rows, inputs, as_pairs ? PAIRED : (enum type)step->type};
 }
 
 /* Numbers of a row, from its input `first` on. */
 static void put(const States *states, int64_t row, int64_t first, const float *numbers, int64_t count) {
-    if (!are_few(states->type, states->rows))
-        pack_row(states->type, numbers, row, first, count, states->rows, states->inputs, states->numbers);
-    else if (states->type == PAIRED) {
-        uint16_t *const place = (uint16_t *)states->numbers + row * states->inputs + first;
-        for (int64_t i = 0; i < count; i++) place[i] = rounded_one(numbers[i]);
-    } else
+    if (states->rows <= FEW_ROWS)
         memcpy(states->numbers + row * states->inputs + first, numbers, (size_t)count * sizeof(float));
+    else
+        pack_row(states->type, numbers, row, first, count, states->rows, states->inputs, states->numbers);
 }
 
 /* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, by weights that are read once in a step. */
@@ -77,7 +74,7 @@ static inline __attribute__((always_inline)) void product_of_type(const enum typ
                                                                   float *products, int64_t products_stride) {
     const float *const numbers = states->numbers;
     const int64_t rows = states->rows, inputs = type == PAIRED ? states->inputs / 2 : states->inputs;
-    if (are_few(type, rows))
+    if (rows <= FEW_ROWS)
         multiply(MEMORY, type, numbers, rows, inputs, weight, begin, end, products, products_stride);
     else
         multiply_packed(type, numbers, rows, inputs, weight, begin, end, products, products_stride);

@@ -93,7 +93,7 @@ static inline vec all_of(const void *place) {
 enum source { MEMORY, CACHE };
 
 /* A few rows against a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are constants
- * wherever it is called. Of pairs, inputs and strides are in words, here and in all that follows. */
+ * wherever it is called. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const enum source source,
                                                        const enum type type, const float *states,
                                                        int64_t states_stride, const void *weight,
@@ -116,7 +116,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         for (int r = 0; r < rows; r++) {
             const vec state = *(const vec *)(states + r * states_stride + i);
 #pragma GCC unroll 4
-            for (int o = 0; o < outputs; o++) sums[r][o] = add_product(type, sums[r][o], state, weights[o]);
+            for (int o = 0; o < outputs; o++) sums[r][o] += state * weights[o];
         }
     }
 #pragma GCC unroll 4
