@@ -1,9 +1,9 @@
 """`DecodeStep` in C, for decoders on a CPU: a step of few rows then takes little longer than reading its weights once.
 
 It computes what `decode_step.DecodeStep` does, with the weights where they are: matrices are neither packed nor copied,
-and files that are mapped stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32; but
-from five rows on, where the processor multiplies bfloat16, what they are multiplied with is rounded, too, as torch does.
-The C side is `decode_step.c`, compiled when it is first needed.
+and files that are mapped stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32; from
+five rows on, where the processor multiplies bfloat16, what they are multiplied with is rounded, too, as torch does. The
+C side is `decode_step.c`, compiled when it is first needed.
 """
 
 from __future__ import annotations
