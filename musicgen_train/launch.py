@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -53,12 +54,12 @@ def main(run: Callable[[DictConfig], object], config_name: str) -> None:
     arguments = sys.argv[1:]
 
     def guarded(config: DictConfig) -> None:
-        def stage() -> None:
+        def checked() -> None:
             _require_all(config)
             run(config)
 
         # Here and not around Hydra, which would add a line of its own.
-        _exit_on_user_error(stage, config_name)
+        _exit_on_user_error(checked, config_name)
 
     entry = hydra.main(version_base="1.3", config_path=_config_path(config_name), config_name=config_name)(guarded)
     given, sys.argv = sys.argv, [sys.argv[0], *_QUIET, *arguments]
@@ -66,6 +67,15 @@ def main(run: Callable[[DictConfig], object], config_name: str) -> None:
         _exit_on_user_error(entry, config_name)
     finally:
         sys.argv = given
+
+
+def stage(module: str) -> Callable[[DictConfig], object]:
+    """The function `run` of a module, which is imported when it is called: --help and mistyped settings do not wait."""
+
+    def run(config: DictConfig) -> object:
+        return importlib.import_module(module).run(config)
+
+    return run
 
 
 def _config_path(config_name: str) -> str | None:

@@ -7,6 +7,7 @@ Before the stage begins this imports no more than the script does, so that a run
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from musicgen_train.launch import main
 
 
-def run(config: Any) -> None:
+def run(times_file: Path, config: Any) -> None:
     """Run the stage, and write how long the codec was at work, from the first batch to the last, and what was left."""
     from musicgen_train.preprocess.start import begin
 
@@ -40,9 +41,8 @@ def run(config: Any) -> None:
         "after": time.perf_counter() - times[-1][1],
         "codec": sum(end - began for began, end in times),
     }
-    Path(TIMES).write_text(json.dumps(found))
+    times_file.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    TIMES = sys.argv.pop(1)
-    main(run, "preprocess")
+    main(functools.partial(run, Path(sys.argv.pop(1))), "preprocess")

@@ -5,17 +5,7 @@
 All settings with what they mean: configs/evaluate.yaml, docs/evaluation.md.
 """
 
-from __future__ import annotations
-
-from musicgen_train.launch import main
-
-
-def run(config: object) -> None:
-    """Imported here so that a mistyped setting does not wait for torch."""
-    from musicgen_train.evaluation.run import run as evaluate
-
-    evaluate(config)  # type: ignore[arg-type]
-
+from musicgen_train.launch import main, stage
 
 if __name__ == "__main__":
-    main(run, config_name="evaluate")
+    main(stage("musicgen_train.evaluation.run"), config_name="evaluate")

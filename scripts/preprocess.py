@@ -4,20 +4,7 @@ python scripts/preprocess.py input=FOLDER output=LATENTS encoders=facebook/music
 python scripts/preprocess.py input=FOLDER output=LATENTS encoders=facebook/musicgen-small dry_run=true
 """
 
-from __future__ import annotations
-
-from musicgen_train.launch import main
-
-
-def run(config: object) -> object:
-    """Import the stage only when it runs, so that --help and mistyped settings answer at once."""
-    from omegaconf import DictConfig
-
-    from musicgen_train.preprocess.start import run
-
-    assert isinstance(config, DictConfig)
-    return run(config)
-
+from musicgen_train.launch import main, stage
 
 if __name__ == "__main__":
-    main(run, "preprocess")
+    main(stage("musicgen_train.preprocess.start"), config_name="preprocess")

@@ -67,7 +67,7 @@ def preprocess(settings: PreprocessSettings) -> Manifest | None:
     check_output(output, overwrite=settings.overwrite)
     workers = number_of_processes(settings, rank)
     if workers:
-        prepare_processes()  # meanwhile the source is listed and encoders are read
+        prepare_processes()  # if the command line has not: meanwhile the source is listed and encoders are read
     source = open_source(settings)
     count = _count(source, settings)
     encoders = load_encoders(settings, rank.local)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,12 +25,8 @@ def run(config: DictConfig) -> Manifest | Estimate | None:
 
 def begin(config: DictConfig) -> PreprocessSettings:
     """Read the settings and begin the processes that decode, which get ready while the stage is imported."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ValueError(f"{missing[0]} is not given; add {missing[0]}=... to the command")
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    settings = PreprocessSettings.from_dict({str(name): value for name, value in values.items()})
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    settings = PreprocessSettings.from_dict(values)
     if number_of_processes(settings, find_rank(settings.rank, settings.world_size)):
         prepare_processes()
     return settings

@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     float *keys_across, *keys_along, *values_across, *values_along;
     float *queries_along, *outputs_along;   /* of a block */
-    float *unseen;                          /* W: 0, or minus infinity for what is not seen */
+    float *unseen;                          /* W: 0, or minus infinity for what is not seen; only where some is not */
     float *weights, *gradients, *rounded;   /* BLOCK x W */
     float *mixed;                           /* BLOCK x H */
     float *key_gradients, *value_gradients; /* W x H */
@@ -173,7 +173,7 @@ static inline __attribute__((always_inline)) void multiply_panels(const enum typ
     for (int64_t p = 0; p < columns; p += COLUMNS, panels += panel_depth * COLUMNS)
         for (int64_t row = unseen == IN_RESULT && p > diagonal ? (p - diagonal) / ROWS * ROWS : 0, of_tile; row < rows;
              row += of_tile) {
-            of_tile = rows - row >= ROWS ? ROWS : rows - row >= 2 ? 2 : 1;
+            of_tile = rows - row >= ROWS ? ROWS : least(rows - row, 2); /* two, or one, where they are left over */
             const int64_t begin = unseen == AT_START && row > diagonal ? (row - diagonal) / numbers_of(type) : 0;
             const int64_t end = unseen == AT_END ? least(depth, words(type, diagonal + row + of_tile)) : depth;
             const Operand part = {left.numbers + row * left.row_step + begin * left.depth_step, left.row_step,
@@ -221,8 +221,8 @@ static float scale_of(const Attention *of) { return 1.0f / sqrtf((float)of->head
 
 static void prepare_head(const Attention *of, const Scratch *in, int64_t batch, Head keys) {
     pack_across(keys.numbers, keys.step, of->keys, words(multiplied(of->type), of->head_width), in->keys_across);
-    for (int64_t l = 0; l < filled_up(of->keys); l++)
-        in->unseen[l] = l < of->keys && of->seen && !of->seen[batch * of->keys + l] ? -INFINITY : 0.0f;
+    for (int64_t l = 0; of->seen && l < filled_up(of->keys); l++)
+        in->unseen[l] = l >= of->keys || of->seen[batch * of->keys + l] ? 0.0f : -INFINITY;
 }
 
 static inline vec larger(vec one, vec other) {
@@ -394,46 +394,45 @@ static void attend_head_backward(const Attention *of, const Scratch *in, int64_t
         attend_head_backward_in(FLOAT32, of, in, batch, head);
 }
 
-/* Runs `of_head` for every head, each thread with memory of its own. Returns 0, or 1 where there is no memory. */
-static int for_each_head(const Attention *of,
-                         void (*of_head)(const Attention *, const Scratch *, int64_t batch, int64_t head)) {
+/* Gives each part of the scratch its place in `memory`, or none where that is null. Returns how many numbers they
+ * take. */
+static int64_t lay_out(const Attention *of, float *memory, Scratch *in) {
     const int64_t width = filled_up(of->keys), panels = width * of->head_width;
     const int64_t block = BLOCK * of->head_width, all_weights = BLOCK * width;
     const int64_t longest = of->queries > of->keys ? of->queries : of->keys;
     const int64_t made = is_taken_as_it_is(of) ? 0 : longest * of->head_width;
-    const int64_t sizes[] = {panels, panels, panels,      panels,      panels,      panels, block, block,
-                             block,  width,  all_weights, all_weights, all_weights, made,   made,  made,  made};
-    enum { PARTS = sizeof sizes / sizeof *sizes };
-    int64_t size = 0;
-    for (int part = 0; part < PARTS; part++) size += sizes[part];
+    const struct {
+        float **place;
+        int64_t size;
+    } parts[] = {
+        {&in->keys_across, panels},   {&in->keys_along, panels},      {&in->values_across, panels},
+        {&in->values_along, panels},  {&in->key_gradients, panels},   {&in->value_gradients, panels},
+        {&in->queries_along, block},  {&in->outputs_along, block},    {&in->mixed, block},
+        {&in->unseen, width},         {&in->weights, all_weights},    {&in->gradients, all_weights},
+        {&in->rounded, all_weights},  {&in->made[0], made},           {&in->made[1], made},
+        {&in->made[2], made},         {&in->made[3], made},
+    };
+    int64_t taken = 0;
+    for (size_t part = 0; part < sizeof parts / sizeof *parts; taken += parts[part++].size)
+        *parts[part].place = memory ? memory + taken : NULL;
+    return taken;
+}
+
+/* Runs `of_head` for every head, each thread with memory of its own. Returns 0, or 1 where there is no memory. */
+static int for_each_head(const Attention *of,
+                         void (*of_head)(const Attention *, const Scratch *, int64_t batch, int64_t head)) {
     int failed = 0;
 #pragma omp parallel num_threads((int)of->threads)
     {
-        float *const memory = malloc((size_t)size * sizeof(float));
+        Scratch in;
+        float *const memory = malloc((size_t)lay_out(of, NULL, &in) * sizeof(float));
         if (!memory) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
         if (!failed) {
-            float *parts[PARTS], *next = memory;
-            for (int part = 0; part < PARTS; next += sizes[part++]) parts[part] = next;
-            const Scratch in = {
-                .keys_across = parts[0],
-                .keys_along = parts[1],
-                .values_across = parts[2],
-                .values_along = parts[3],
-                .key_gradients = parts[4],
-                .value_gradients = parts[5],
-                .queries_along = parts[6],
-                .outputs_along = parts[7],
-                .mixed = parts[8],
-                .unseen = parts[9],
-                .weights = parts[10],
-                .gradients = parts[11],
-                .rounded = parts[12],
-                .made = {parts[13], parts[14], parts[15], parts[16]},
-            };
+            lay_out(of, memory, &in);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < of->batch * of->heads; task++)
                 of_head(of, &in, task / of->heads, task % of->heads);
