@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from musicgen_train.models.autocast import without_autocast
-from musicgen_train.models.products import Linear, computed_in, product_dtype
+from musicgen_train.models.products import Linear, computed_in, product, product_dtype
 
 IGNORE = -100
 
@@ -167,7 +167,7 @@ def _score(
                 part = slice(first, first + chunk)
                 states_CD, labels_C1 = hidden_ND[part], labels_N[part, None]
                 scored_C1, codes_C1 = labels_C1 != IGNORE, labels_C1.clamp(min=0)
-                logits_CV = (states_CD @ rounded_VD.T).to(exact)
+                logits_CV = product(states_CD, rounded_VD).to(exact)
                 best_C1 = logits_CV.argmax(dim=-1, keepdim=True)
                 shares_CV = logits_CV.softmax(dim=-1)
                 # The logarithm of the softmax's sum, by way of its largest share, which is never too small for one.

@@ -1,8 +1,9 @@
-"""Matrix products in half precision, also where the processor has no instructions for them.
+"""Matrix products, each by what is fastest at it on a CPU; elsewhere torch's own.
 
-torch multiplies bfloat16 through oneDNN where that has kernels for the processor. On other CPUs, such as those with
-AVX2 alone, it falls back to plain loops, which take many times as long as float32. There, operands are
-rounded as asked and multiplied in float32, which rounds no more than real half-precision products do.
+torch leaves float32 to MKL, which has no AVX-512 kernels for processors that are not Intel's; oneDNN has. It multiplies
+bfloat16 through oneDNN where that has kernels for the processor. On other CPUs, such as those with AVX2 alone, it falls
+back to plain loops, which take many times as long as float32. There, operands are rounded as asked and multiplied in
+float32, which rounds no more than real half-precision products do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from musicgen_train.models.autocast import autocast_dtype, without_autocast
 
 # What torch itself asks before it takes oneDNN rather than loops.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+# With AVX2 alone the two are level.
+_ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+# Multiplications that are worth the way to oneDNN, which is some 10 us longer.
+_ONEDNN_FROM = 2**24
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -37,15 +42,38 @@ def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def product(states: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """states @ weight.T, which autograd may not see.
+
+    Args:
+        states: `(..., I)`.
+        weight_OI: `(O, I)`, of the same dtype, contiguous or the transpose of what is.
+    """
+    if _is_for_onednn(states, weight_OI, states.dtype):
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight_OI, None, "none", [], "")
+        return result
+    return states @ weight_OI.T
+
+
+def _is_for_onednn(states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype) -> bool:
+    return (
+        _ONEDNN_IS_FASTER
+        and dtype == torch.float32
+        and states.device.type == "cpu"
+        and states.numel() * len(weight_OI) >= _ONEDNN_FROM
+        and not torch.compiler.is_compiling()
+    )
+
+
 class Linear(nn.Linear):
-    """A linear layer without bias, fast in bfloat16 on any CPU. Its results have the dtype of `nn.Linear`'s."""
+    """A linear layer without bias, fast on any CPU. Its results have the dtype of `nn.Linear`'s."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         dtype = product_dtype(states)
-        if computed_in(dtype, states.device) != dtype:
+        if computed_in(dtype, states.device) != dtype or _is_for_onednn(states, self.weight, dtype):
             result: torch.Tensor = _Product.apply(states, self.weight, dtype, False)
             return result
         return F.linear(states, self.weight)
@@ -71,7 +99,8 @@ class _Product(torch.autograd.Function):
         kept = states if after_gelu else states.to(dtype)
         ctx.save_for_backward(kept if after_gelu or ctx.needs_input_grad[1] else None, weight_OI)
         with without_autocast(states.device):
-            return (_operand(F.gelu(kept) if after_gelu else kept, dtype) @ _operand(weight_OI, dtype).T).to(dtype)
+            operand = _operand(F.gelu(kept) if after_gelu else kept, dtype)
+            return product(operand, _operand(weight_OI, dtype)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
@@ -84,7 +113,7 @@ class _Product(torch.autograd.Function):
                 grad_weight = (grad.flatten(0, -2).T @ states.flatten(0, -2)).to(weight_OI.dtype)
                 del states  # before what is as large
             if ctx.needs_input_grad[0]:
-                grad_states = (grad @ _operand(weight_OI, ctx.dtype)).to(ctx.states_dtype)
+                grad_states = product(grad, _operand(weight_OI, ctx.dtype).T).to(ctx.states_dtype)
                 if ctx.after_gelu:
                     # In its place: nothing else in a layer is as large.
                     torch.ops.aten.gelu_backward.grad_input(grad_states, kept, grad_input=grad_states)

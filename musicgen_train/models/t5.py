@@ -22,6 +22,7 @@ from musicgen_train.models.autocast import autocast_dtype
 from musicgen_train.models.config import PretrainedConfig, T5Config
 from musicgen_train.models.outputs import BaseModelOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
+from musicgen_train.models.products import Linear
 
 
 class T5EncoderModel(PretrainedModel[T5Config]):
@@ -353,8 +354,8 @@ def position_buckets(distances: torch.Tensor, *, num_buckets: int, max_distance:
     return torch.where(size < exact, size, geometric) + half * (distances > 0)
 
 
-def _linear(inputs: int, outputs: int, *, std: float) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias=False)
+def _linear(inputs: int, outputs: int, *, std: float) -> Linear:
+    linear = Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std)
     return linear
 

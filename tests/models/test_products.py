@@ -1,4 +1,4 @@
-"""Products in half precision against torch's own, on CPUs with and without the instructions for them."""
+"""Products against torch's own, on CPUs with and without the instructions for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from musicgen_train.models import products
 from musicgen_train.models.attention import AttentionMask, attend
-from musicgen_train.models.products import Linear, gelu_product
+from musicgen_train.models.products import Linear, gelu_product, product
 
 
 @pytest.fixture(params=[False, True], ids=["loops", "instructions"])
@@ -45,6 +45,62 @@ def test_a_linear_layer_equals_torchs(mixed: bool) -> None:
     for ours_gradient, gradient in zip(found_gradients, gradients(expected, states, theirs.weight), strict=True):
         assert ours_gradient.dtype == gradient.dtype == dtype
         assert_close(ours_gradient, gradient, rtol=2e-2, atol=2e-2)
+
+
+@pytest.fixture
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes products of float32 to oneDNN, however small they are and whatever the processor."""
+    monkeypatch.setattr(products, "_ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(products, "_ONEDNN_FROM", 1)
+
+
+class Products(TorchDispatchMode):
+    """Notes which operators multiply matrices, and in which dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.name() in ("aten::mm", "mkldnn::_linear_pointwise"):
+            self.seen.append((function.name(), args[0].dtype))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.parametrize("after_gelu", [False, True], ids=["linear", "after a gelu"])
+def test_float32_by_onednn_equals_float64(after_gelu: bool) -> None:
+    torch.manual_seed(0)
+    layer, states = Linear(24, 40), torch.randn(2, 3, 24, requires_grad=True)
+    exact = [each.detach().double().requires_grad_() for each in (states, layer.weight)]
+    expected = F.linear(F.gelu(exact[0]) if after_gelu else exact[0], exact[1])
+    with Products() as multiplied:
+        found = gelu_product(states, layer.weight) if after_gelu else layer(states)
+        found_gradients = gradients(found, states, layer.weight)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found_gradients, gradients(expected, *exact), strict=True):
+        assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    forward, of_weight, of_states = (name for name, _ in multiplied.seen)
+    assert forward == of_states == "mkldnn::_linear_pointwise"
+    assert of_weight == "aten::mm"
+
+
+@pytest.mark.usefixtures("by_onednn")
+def test_operands_of_onednn_may_be_views() -> None:
+    torch.manual_seed(0)
+    states, weight = torch.randn(7, 48)[:, ::2], torch.randn(24, 40)
+    assert_close(product(states, weight.T), states @ weight, rtol=1e-5, atol=1e-5)
+    layer, inputs = Linear(24, 40), torch.randn(7, 24, requires_grad=True)
+    layer(inputs).sum().backward()  # of which the gradient is one number, expanded
+    assert_close(inputs.grad, layer.weight.sum(dim=0).expand(7, 24), rtol=1e-5, atol=1e-5)
+
+
+def test_small_products_and_other_types_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_ONEDNN_IS_FASTER", True)
+    with Products() as multiplied, torch.no_grad():
+        Linear(24, 40)(torch.randn(5, 24))
+        Linear(512, 512).double()(torch.randn(128, 512).double())
+    assert {name for name, _ in multiplied.seen} == {"aten::mm"}
 
 
 @pytest.mark.usefixtures("has_bfloat16")
@@ -105,16 +161,9 @@ def test_no_product_is_rounded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_CPU_MULTIPLIES_BFLOAT16", False)
     layer, states = Linear(24, 40), torch.randn(5, 24, requires_grad=True)
 
-    class Products(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.ops.aten.mm.default:
-                operands.update(argument.dtype for argument in args)
-            return function(*args, **(kwargs or {}))
-
-    operands: set[torch.dtype] = set()
-    with torch.autocast("cpu", torch.bfloat16), Products():
+    with torch.autocast("cpu", torch.bfloat16), Products() as multiplied:
         gelu_product(layer(states), layer.weight.T).sum().backward()
-    assert operands == {torch.float32}
+    assert {dtype for _, dtype in multiplied.seen} == {torch.float32}
 
 
 def test_frozen_weights_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
