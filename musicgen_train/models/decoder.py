@@ -41,6 +41,8 @@ PastKeysValues = KVCache | Sequence[Sequence[torch.Tensor]]
 
 # Room for this many further steps in a cache that a forward pass makes for itself.
 _CACHE_ROOM = 256
+# Of a compiled layer.
+_MOST_GRAPHS = 64
 
 
 class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
@@ -225,6 +227,9 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
 
     def compile_layers(self) -> None:
         """Compile each layer at its first use (`torch.compile`), in place: names and weights stay what they are."""
+        # Training, validation, autocast, masks and new lengths each want a graph of their own, of which torch makes
+        # eight by default, and runs layers uncompiled from then on.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         for layer in self.model.decoder.layers:
             layer.compile()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -537,3 +538,24 @@ def test_compiled_layers_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> 
     # One for the first shape, and one for all others.
     assert len(graphs) == 2
     assert list(model.state_dict()) == list(uncompiled)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_layers_stay_compiled_whatever_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own, and put back afterwards
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**tiny.DECODER))
+    compile_layer = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compile_layer(layer, backend="eager"))
+    model.compile_layers()
+    for training, autocast, masked in itertools.product((True, False), repeat=3):
+        model.train(training)
+        # Clips and captions of several lengths, captions that are all dropped, the last batch.
+        for rows, steps, text_length in ((4, 9, 5), (4, 9, 7), (4, 9, 1), (4, 12, 3), (1, 9, 5)):
+            text = torch.randn(rows, text_length, WIDTH)
+            mask = torch.ones(rows, text_length, dtype=torch.bool) if masked else None
+            labels = torch.zeros(rows, steps, model.num_codebooks, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(training):
+                model(labels=labels, encoder_hidden_states=text, encoder_attention_mask=mask)
