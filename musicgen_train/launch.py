@@ -18,6 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from musicgen_train.garbage_collection import lasting_objects
+
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 
 # Errors that say what a user can do. Any other is a bug of ours, and its traceback is shown.
@@ -73,7 +75,9 @@ def stage(module: str) -> Callable[[DictConfig], object]:
     """The function `run` of a module, which is imported when it is called: --help and mistyped settings do not wait."""
 
     def run(config: DictConfig) -> object:
-        return importlib.import_module(module).run(config)
+        with lasting_objects():
+            entry = importlib.import_module(module).run
+        return entry(config)
 
     return run
 

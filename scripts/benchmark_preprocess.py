@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from musicgen_train.garbage_collection import lasting_objects
 from musicgen_train.launch import main
 
 
@@ -22,8 +23,9 @@ def run(times_file: Path, config: Any) -> None:
     from musicgen_train.preprocess.start import begin
 
     settings = begin(config)
-    from musicgen_train.preprocess.encoders import AudioCoder
-    from musicgen_train.preprocess.run import preprocess
+    with lasting_objects():
+        from musicgen_train.preprocess.encoders import AudioCoder
+        from musicgen_train.preprocess.run import preprocess
 
     encode = AudioCoder.encode
     times: list[tuple[float, float]] = []

@@ -24,7 +24,8 @@ LAYERS = {
     "latents": {"hub", "latents", "models"},
     "provenance": {"hub", "provenance"},
     "preprocess": {
-        *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance", "typed_settings"),
+        *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance"),
+        *("garbage_collection", "typed_settings"),
     },
     "data": {"data", "latents", "models"},
     "training": {

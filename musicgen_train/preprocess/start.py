@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from musicgen_train.garbage_collection import lasting_objects
 from musicgen_train.preprocess.processes import number_of_processes, prepare_processes
 from musicgen_train.preprocess.ranks import find_rank
 from musicgen_train.preprocess.settings import PreprocessSettings
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def run(config: DictConfig) -> Manifest | Estimate | None:
     """Begin, and run the stage; returns what it returns."""
     settings = begin(config)
-    from musicgen_train.preprocess.run import look, preprocess
+    with lasting_objects():
+        from musicgen_train.preprocess.run import look, preprocess
 
     return look(settings) if settings.dry_run else preprocess(settings)
 
