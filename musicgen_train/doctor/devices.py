@@ -26,7 +26,7 @@ def look_at_torch() -> Iterator[Finding]:
         yield wrong("torch", f"{torch.__version__}: a product of matrices is {value}, not 64", "install torch again")
     else:
         yield ok("torch", f"{torch.__version__}, built for {built_for}")
-    remedy = "pip install 'torch>=2.11,<2.15' 'torchaudio==2.11.*', both from the default package index"
+    remedy = "pip install 'torch>=2.11,<2.15' 'torchaudio==2.11.0', both from the default package index"
     try:
         import torchaudio
 
