@@ -1,9 +1,11 @@
 """Matrix products, each by what is fastest at it on a CPU; elsewhere torch's own.
 
-torch leaves float32 to MKL, which has no AVX-512 kernels for processors that are not Intel's; oneDNN has. It multiplies
-bfloat16 through oneDNN where that has kernels for the processor. On other CPUs, such as those with AVX2 alone, it falls
-back to plain loops, which take many times as long as float32. There, operands are rounded as asked and multiplied in
-float32, which rounds no more than real half-precision products do.
+float32: torch takes MKL, which has no AVX-512 code for processors that are not Intel's. oneDNN has, and takes the large
+ones.
+
+bfloat16: torch takes oneDNN where that has kernels for the processor. On other CPUs, such as those with AVX2 alone, it
+falls back to plain loops, which take many times as long as float32. There, operands are rounded as asked and multiplied
+in float32, which rounds no more than real half-precision products do.
 """
 
 from __future__ import annotations
@@ -56,12 +58,13 @@ def product(states: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 
 def _is_for_onednn(states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is faster at states @ weight.T in that dtype."""
     return (
         _ONEDNN_IS_FASTER
         and dtype == torch.float32
         and states.device.type == "cpu"
+        and not torch.compiler.is_compiling()  # before a look at the shape, which would bind the graph to it
         and states.numel() * len(weight_OI) >= _ONEDNN_FROM
-        and not torch.compiler.is_compiling()
     )
 
 
