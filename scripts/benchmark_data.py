@@ -14,7 +14,7 @@ How it is measured: inputs are written to a temporary folder, and each measureme
   rows: codes and states as nested lists of a `datasets` folder.
 - decode: a file of noisy tones per format, decoded, mixed to mono and resampled to 32 kHz on one thread.
 - preprocess: `scripts/preprocess.py` as a whole process, beside the codec alone on the same clips in the same batches,
-  in turn. The codec has the shape of facebook/encodec_32khz, the text encoder that of T5-base; weights are random.
+  in turn, with the files of libraries in the system's cache. The codec has the shape of facebook/encodec_32khz, the text encoder that of T5-base; weights are random.
 """
 
 from __future__ import annotations
@@ -400,7 +400,9 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
             "device": options.device,
             "progress_seconds": 0,
         }
-        runs.append({**time_preprocessing(settings, root / f"times-{number}.json"), **ask("encode", settings)})
+        # The codec alone comes first: it reads from the disk what a command then finds in memory, and is not timed there.
+        alone = ask("encode", settings)
+        runs.append({**alone, **time_preprocessing(settings, root / f"times-{number}.json")})
     table = Table(
         f"Preprocessing {options.minutes:g} minutes in {tracks} files on {options.device}, seconds",
         ["whole process", "codec alone", "ratio", "of the whole: start-up", "from the first batch to the last",
