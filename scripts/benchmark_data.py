@@ -14,7 +14,8 @@ How it is measured: inputs are written to a temporary folder, and each measureme
   rows: codes and states as nested lists of a `datasets` folder.
 - decode: a file of noisy tones per format, decoded, mixed to mono and resampled to 32 kHz on one thread.
 - preprocess: `scripts/preprocess.py` as a whole process, beside the codec alone on the same clips in the same batches,
-  in turn, with the files of libraries in the system's cache. The codec has the shape of facebook/encodec_32khz, the text encoder that of T5-base; weights are random.
+  in turn, with the libraries' files in the system's cache. The codec has the shape of facebook/encodec_32khz, the text
+  encoder that of T5-base; weights are random.
 """
 
 from __future__ import annotations
@@ -400,7 +401,7 @@ def measure_preprocessing(options: argparse.Namespace, root: Path) -> Table:
             "device": options.device,
             "progress_seconds": 0,
         }
-        # The codec alone comes first: it reads from the disk what a command then finds in memory, and is not timed there.
+        # The codec alone comes first: what it reads from the disk, while nothing is timed, the command finds in memory.
         alone = ask("encode", settings)
         runs.append({**alone, **time_preprocessing(settings, root / f"times-{number}.json")})
     table = Table(
