@@ -1,18 +1,20 @@
 """The heart of a run: candidates in, shards out.
 
-Three things happen at a time: workers decode what comes next, this thread keeps the codec busy, and another thread
-encodes captions and writes the shard before.
+Several things happen at a time: workers decode what comes next, this thread collects it in batches, the codec encodes
+the batch before (on a GPU, in a thread of its own; on a CPU here, since it takes all cores), and another thread encodes
+captions and writes the shard before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from musicgen_train.latents.format import pack_codes, pack_states
 from musicgen_train.preprocess.captions import caption_variants, metadata_json
@@ -82,10 +84,13 @@ class Encoding:
                 source is gone. All shards that were complete stay, and the next run goes on from them.
             RejectedTrackError: a track cannot be used, and `settings.stop_on_rejected`. The same holds.
         """
-        shard = self._new_shard()
         pending: Future[list[Result]] | None = None
         rejection: RejectedTrackError | None = None
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer") as writer:
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer") as writer,
+            _codec_executor(self._encoders.audio) as codec,
+        ):
+            shard = self._new_shard(codec)
             decoded = decode_tracks(self._to_encode(candidates), self._cutter, workers)
             while True:
                 cut = None if rejection is not None else next(decoded, None)
@@ -102,14 +107,14 @@ class Encoding:
                     seconds = cut.samples / self._cutter.sampling_rate
                     self._progress.add(tracks=1, audio_seconds=seconds, rejected=cut.problem is not None)
                 if shard.tracks and (cut is None or shard.is_full()):
-                    shard.encode_waiting()
+                    shard.encode_all()
                     if pending is not None:
                         # At most one finished shard waits in memory; an error in the thread comes up here.
                         self._take(pending.result())
                     pending = writer.submit(
                         shard.write, self._shards, self._staging, self._encoders.text, self._settings.states_dtype
                     )
-                    shard = self._new_shard()
+                    shard = self._new_shard(codec)
                 if cut is None:
                     break
             if pending is not None:
@@ -137,8 +142,24 @@ class Encoding:
         for result in results:
             self.results.add(result)
 
-    def _new_shard(self) -> _Shard:
-        return _Shard(self._settings, self._encoders.audio, self._cutter)
+    def _new_shard(self, codec: Executor) -> _Shard:
+        return _Shard(self._settings, self._encoders.audio, self._cutter, codec)
+
+
+class _AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def _codec_executor(audio: AudioCoder) -> Executor:
+    """What runs the codec: on a CPU this thread, where an interrupt need not wait for the end of a batch."""
+    if audio.device.type == "cpu":
+        return _AtOnce()
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="codec")
 
 
 def cutter_for(settings: PreprocessSettings, audio: AudioCoder) -> ClipCutter:
@@ -157,9 +178,16 @@ def cutter_for(settings: PreprocessSettings, audio: AudioCoder) -> ClipCutter:
 
 
 class _Shard:
-    """A shard while its clips are being encoded."""
+    """A shard while its clips are being encoded.
 
-    def __init__(self, settings: PreprocessSettings, audio: AudioCoder, cutter: ClipCutter) -> None:
+    Args:
+        settings: of the run.
+        audio: the codec.
+        cutter: what cuts the clips.
+        codec: what runs the codec.
+    """
+
+    def __init__(self, settings: PreprocessSettings, audio: AudioCoder, cutter: ClipCutter, codec: Executor) -> None:
         self.tracks: list[dict[str, Any]] = []
         self._begun = time.monotonic()
         self._orders: list[str] = []
@@ -169,9 +197,12 @@ class _Shard:
         self._settings = settings
         self._audio = audio
         self._cutter = cutter
+        self._codec = codec
         self._batch_samples = round(settings.batch_seconds * cutter.sampling_rate)
         # Rows of clips that are not encoded yet, all of the full length, and their audio.
         self._waiting: list[tuple[dict[str, Any], np.ndarray[Any, Any]]] = []
+        # Rows of clips that are being encoded, and what will be their codes.
+        self._encoding: tuple[list[dict[str, Any]], Future[torch.Tensor]] | None = None
 
     def add(self, cut: CutTrack) -> None:
         """Describe a track and its clips, and encode those that make up a batch."""
@@ -203,18 +234,18 @@ class _Shard:
             else:
                 self._waiting.append((row, clip_CS))
                 if len(self._waiting) == self._rows(length):
-                    self.encode_waiting()
+                    self._encode_waiting()
 
     def is_full(self) -> bool:
         """Whether it has its tracks, or has taken so long that a kill would cost too much."""
         too_long = time.monotonic() - self._begun > _MOST_SHARD_SECONDS
         return too_long or len(self.tracks) == self._settings.shard_tracks
 
-    def encode_waiting(self) -> None:
-        """Encode all clips that wait for others."""
+    def encode_all(self) -> None:
+        """Encode the clips that wait for others, and wait for the codes of all."""
         if self._waiting:
-            self._encode(self._waiting, self._rows(self._cutter.length))
-            self._waiting = []
+            self._encode_waiting()
+        self._take_codes()
 
     def write(self, folder: Path, staging: Path, text: TextCoder, states_dtype: str) -> list[Result]:
         """Encode the captions and write everything; returns what the tracks became."""
@@ -236,10 +267,21 @@ class _Shard:
     def _rows(self, length: int) -> int:
         return clip_rows(length, self._cutter.length, self._batch_samples)
 
+    def _encode_waiting(self) -> None:
+        self._encode(self._waiting, self._rows(self._cutter.length))
+        self._waiting = []
+
     def _encode(self, batch: list[tuple[dict[str, Any], np.ndarray[Any, Any]]], rows: int) -> None:
         # Only equal lengths share a batch: padding would change the codes at a clip's end.
-        codes_BKT = self._audio.encode([clip_CS for _, clip_CS in batch], rows)
-        for (row, _), codes_KT in zip(batch, codes_BKT, strict=True):
+        self._take_codes()  # of the batch before, so that no more than two are in memory
+        clips = [clip_CS for _, clip_CS in batch]
+        self._encoding = [row for row, _ in batch], self._codec.submit(self._audio.encode, clips, rows)
+
+    def _take_codes(self) -> None:
+        if self._encoding is None:
+            return
+        (rows, codes), self._encoding = self._encoding, None
+        for row, codes_KT in zip(rows, codes.result(), strict=True):
             row["codes"] = pack_codes(codes_KT)
             row["frames"] = codes_KT.shape[-1]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from audio_corpus import RATE, SettingsMaker, tone, write_track
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.format import unpack_codes, unpack_states
 from musicgen_train.latents.manifest import Manifest
+from musicgen_train.preprocess import encode
+from musicgen_train.preprocess.encoders import AudioCoder
 from musicgen_train.preprocess.run import look, preprocess
 from musicgen_train.provenance.machine import versions
 
@@ -145,6 +149,63 @@ def test_the_content_depends_on_neither_workers_nor_batches_nor_the_run(
         for text, value in states.items():
             assert torch.allclose(value.float(), contents[0][2][text].float(), rtol=1e-3, atol=1e-4)
     assert torch.equal(contents[1][2]["jazz number 1"], contents[0][2]["jazz number 1"])
+
+
+@pytest.fixture
+def codec_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(encode, "_codec_executor", lambda audio: ThreadPoolExecutor(max_workers=1))
+
+
+def test_a_codec_in_a_thread_of_its_own_makes_the_same(
+    tmp_path: Path, make_settings: SettingsMaker, request: pytest.FixtureRequest
+) -> None:
+    for number in range(5):
+        write_track(tmp_path / "input" / f"{number}.wav", 0.6 + 0.7 * number, pitch=100.0 + number)
+    changed = {"batch_seconds": 2.0, "shard_tracks": 2}
+    preprocess(make_settings(output=str(tmp_path / "at once"), **changed))
+    request.getfixturevalue("codec_in_a_thread")
+    preprocess(make_settings(output=str(tmp_path / "in a thread"), **changed))
+    assert rows_of(tmp_path / "in a thread") == rows_of(tmp_path / "at once")
+
+
+@pytest.mark.usefixtures("codec_in_a_thread")
+def test_while_the_codec_is_at_work_the_next_batch_is_collected(
+    tmp_path: Path, make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips_seen, another = [], threading.Event()
+    in_time: list[bool] = []
+    is_silent, encode_clips = encode.is_silent, AudioCoder.encode
+
+    def noticed(clip_CS: Any) -> bool:
+        clips_seen.append(clip_CS)
+        if len(clips_seen) == 2:
+            another.set()
+        return is_silent(clip_CS)
+
+    def slow(coder: AudioCoder, clips: Any, rows: int) -> Any:
+        in_time.append(another.wait(timeout=20))
+        return encode_clips(coder, clips, rows)
+
+    monkeypatch.setattr(encode, "is_silent", noticed)
+    monkeypatch.setattr(AudioCoder, "encode", slow)
+    for name in "ab":
+        write_track(tmp_path / "input" / f"{name}.wav", 1.0)
+    preprocess(make_settings(batch_seconds=1.0))  # a batch is a clip
+    assert in_time == [True, True]
+
+
+@pytest.mark.usefixtures("codec_in_a_thread")
+def test_an_error_of_a_codec_in_a_thread_comes_up(
+    tmp_path: Path, make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(coder: AudioCoder, clips: Any, rows: int) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(AudioCoder, "encode", fail)
+    write_track(tmp_path / "input" / "a.wav", 1.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        preprocess(make_settings())
 
 
 def test_messy_input_is_refused_with_its_reason_or_read(tmp_path: Path, make_settings: SettingsMaker) -> None:
