@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -540,12 +541,19 @@ def test_compiled_layers_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(model.state_dict()) == list(uncompiled)
 
 
+@pytest.fixture
+def torchs_own_limit() -> Iterator[None]:
+    """Of graphs, to be raised in the test and put back after it; where it is reached, that is an error."""
+    # Not by monkeypatch, which would remove it.
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        yield
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("torchs_own_limit")
 def test_compiled_layers_stay_compiled_whatever_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own, and put back afterwards
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**tiny.DECODER))
     compile_layer = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compile_layer(layer, backend="eager"))
