@@ -334,7 +334,8 @@ def measure_roofline(plan: Plan) -> Roofline:
 def product_flops_per_s(device: str, dtype: torch.dtype) -> float:
     """Operations a second of one large matrix product, by whichever of torch's libraries is fastest at it."""
     ways: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [torch.mm]
-    if device == "cpu" and torch.backends.mkldnn.is_available():
+    onednn_has_it = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device == "cpu" and torch.backends.mkldnn.is_available() and onednn_has_it:
         ways.append(lambda left, right: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
     return max(_product_flops_per_s(way, device, dtype) for way in ways)
 
