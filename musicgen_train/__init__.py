@@ -5,12 +5,15 @@ Each is imported when it is first asked for, so that a command line can answer b
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from musicgen_train.moved import MovedModules
+
 if TYPE_CHECKING:
+    from musicgen_train.models.codec.encodec import EncodecModel
     from musicgen_train.models.config import AutoConfig, EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
     from musicgen_train.models.decoder import MusicgenForCausalLM, MusicgenModel
-    from musicgen_train.models.encodec import EncodecModel
     from musicgen_train.models.generation_config import GenerationConfig
     from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
     from musicgen_train.models.t5 import T5EncoderModel
@@ -39,7 +42,7 @@ __all__ = [
 _HOMES = {
     "models.config": ("AutoConfig", "EncodecConfig", "MusicgenConfig", "MusicgenDecoderConfig", "T5Config"),
     "models.decoder": ("MusicgenForCausalLM", "MusicgenModel"),
-    "models.encodec": ("EncodecModel",),
+    "models.codec.encodec": ("EncodecModel",),
     "models.generation_config": ("GenerationConfig",),
     "models.musicgen": ("MusicgenForConditionalGeneration",),
     "models.t5": ("T5EncoderModel",),
@@ -48,6 +51,9 @@ _HOMES = {
     "processing.t5_tokenizer": ("T5Tokenizer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+# Last of all finders: it is asked about names only that nothing else knows.
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:

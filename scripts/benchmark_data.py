@@ -443,7 +443,7 @@ def write_corpus(folder: Path, minutes: float) -> int:
 def write_encoders(folder: Path, codec_fields: Mapping[str, Any], text_fields: Mapping[str, Any]) -> None:
     """Write a codec and a text encoder with random weights, and the tokenizer that ships with the demo."""
     from musicgen_train import EncodecConfig, EncodecModel, T5Config, T5EncoderModel, T5Tokenizer
-    from musicgen_train.demo.encoders import SHIPPED
+    from musicgen_train.demo.small_model import SHIPPED
 
     torch.manual_seed(0)
     codec = EncodecModel(EncodecConfig(**codec_fields)).eval()
@@ -467,11 +467,11 @@ def time_preprocessing(settings: Mapping[str, Any], times: Path) -> dict[str, An
 
 def time_encoding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds that the codec alone takes for the clips of a folder, in the batches that preprocessing makes of them."""
-    from musicgen_train.preprocess.clips import TrackDecoder
-    from musicgen_train.preprocess.encode import cutter_for
-    from musicgen_train.preprocess.encoders import clip_rows, load_encoders
+    from musicgen_train.preprocess.encoding.clips import TrackDecoder
+    from musicgen_train.preprocess.encoding.encode import cutter_for
+    from musicgen_train.preprocess.encoding.encoders import clip_rows, load_encoders
     from musicgen_train.preprocess.settings import PreprocessSettings
-    from musicgen_train.preprocess.sources import open_source
+    from musicgen_train.preprocess.sources.folders import open_source
 
     given = PreprocessSettings.from_dict(settings)
     audio = load_encoders(given).audio

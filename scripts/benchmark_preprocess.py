@@ -20,11 +20,11 @@ from musicgen_train.launch import main
 
 def run(times_file: Path, config: Any) -> None:
     """Run the stage, and write how long the codec was at work, from the first batch to the last, and what was left."""
-    from musicgen_train.preprocess.start import begin
+    from musicgen_train.preprocess.entry import begin
 
     settings = begin(config)
     with lasting_objects():
-        from musicgen_train.preprocess.encoders import AudioCoder
+        from musicgen_train.preprocess.encoding.encoders import AudioCoder
         from musicgen_train.preprocess.run import preprocess
 
     encode = AudioCoder.encode

@@ -146,7 +146,7 @@ def merge(options: argparse.Namespace) -> Conversion:
     from pathlib import Path
 
     from musicgen_train.convert.folders import Conversion
-    from musicgen_train.training.adapted import merge_adapter
+    from musicgen_train.training.weights.merged import merge_adapter
 
     output = Path(options.output).expanduser()
     if not options.overwrite and output.is_dir() and any(output.iterdir()):

@@ -28,11 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Builders of tiny models and latents, which the tests share.
-PATHS = [
-    ROOT,
-    ROOT / "scripts",
-    *(ROOT / "tests" / name for name in ("models", "processing", "convert", "data", "training")),
-]
+PATHS = [ROOT, ROOT / "scripts", ROOT / "tests" / "support"]
 sys.path[:0] = map(str, PATHS)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
@@ -289,7 +285,7 @@ def _heard_warnings() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _counted_graphs(check: Check) -> Iterator[dict[str, float]]:
-    from musicgen_train.models import graphed_step
+    from musicgen_train.models.generation import graphed_step
 
     spent = {"graphs": 0, "seconds": 0.0}
     record = graphed_step.record
@@ -320,8 +316,8 @@ def train_step(check: Check) -> None:
 def _train_step(check: Check, clips: int, compiled: bool) -> None:
     from musicgen_train import MusicgenForCausalLM
     from musicgen_train.training.memory import ModelMemory, Step
-    from musicgen_train.training.optimizers import adamw
-    from musicgen_train.training.scores import score
+    from musicgen_train.training.step.optimizers import adamw
+    from musicgen_train.training.step.scores import score
 
     config = decoder_config(check, "small")
     steps, length = (16, 5) if check.dry else (1500, 48)
@@ -500,8 +496,8 @@ def large_fits(check: Check) -> None:
 
 def _large_fits(check: Check, clips: int, checkpointing: bool, expected_gib: float) -> None:
     from musicgen_train import MusicgenForCausalLM
-    from musicgen_train.training.optimizers import adamw
-    from musicgen_train.training.scores import score
+    from musicgen_train.training.step.optimizers import adamw
+    from musicgen_train.training.step.scores import score
 
     config, steps = decoder_config(check, "large"), 16 if check.dry else 1500
     with check.device:

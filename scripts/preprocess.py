@@ -7,4 +7,4 @@ python scripts/preprocess.py input=FOLDER output=LATENTS encoders=facebook/music
 from musicgen_train.launch import main, stage
 
 if __name__ == "__main__":
-    main(stage("musicgen_train.preprocess.start"), config_name="preprocess")
+    main(stage("musicgen_train.preprocess.entry"), config_name="preprocess")

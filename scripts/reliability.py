@@ -54,7 +54,7 @@ from musicgen_train import (
     T5Config,
     T5Tokenizer,
 )
-from musicgen_train.training.speed import NAMES as SPEEDS
+from musicgen_train.training.logs.speed import NAMES as SPEEDS
 
 SCRIPTS = Path(__file__).parent
 RATE = 8000

@@ -16,31 +16,34 @@ ROOT = Path(__file__).parents[1] / "musicgen_train"
 
 # Package to what of musicgen_train its files may import, and do: packages or modules.
 LAYERS = {
-    "hub": {"hub"},
-    "models": {"hub", "models"},
-    "processing": {"hub", "processing"},
-    "convert": {"convert", "hub", "models"},
+    "hub": {"files", "hub"},
+    "models": {"files", "hub", "models"},
+    "processing": {"files", "hub", "processing"},
+    "convert": {"convert", "files", "hub", "models"},
     "audio": {"audio"},
-    "latents": {"hub", "latents", "models"},
-    "provenance": {"hub", "provenance"},
+    "metrics": {"audio", "metrics"},
+    "latents": {"files", "latents"},
+    "provenance": {"devices", "files", "provenance"},
     "preprocess": {
         *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance"),
-        *("garbage_collection", "typed_settings"),
+        *("devices", "files", "garbage_collection", "typed_settings"),
     },
     "data": {"data", "latents", "models"},
     "training": {
         *("audio", "convert", "data", "hub", "latents", "models", "processing", "provenance", "training"),
-        "typed_settings",
+        *("files", "typed_settings"),
     },
     # The control test reads captions of the demo's corpus, makes its pieces, and hears them; not the encoders.
     "evaluation": {
-        *("audio", "data", "evaluation", "hub", "latents", "models", "processing", "provenance", "training"),
-        *("demo.corpus", "demo.hearing", "demo.synthesis", "typed_settings"),
+        *("audio", "data", "evaluation", "hub", "latents", "metrics", "models", "processing", "provenance", "training"),
+        *("demo.corpus", "demo.hearing", "demo.synthesis"),
+        *("devices", "files", "progress", "typed_settings"),
     },
     "doctor": {
-        *("audio", "data", "doctor", "hub", "latents", "models", "processing", "provenance", "training"),
+        *("audio", "data", "devices", "doctor", "files", "hub", "latents", "models", "processing", "provenance"),
+        "training",
     },
-    "demo": {"audio", "demo", "hub", "models", "processing"},
+    "demo": {"audio", "demo", "files", "models", "processing"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
 FOREIGN |= {"peft"}

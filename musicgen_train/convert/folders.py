@@ -39,14 +39,8 @@ from musicgen_train.convert.audiocraft import (
     text_encoder_name,
 )
 from musicgen_train.convert.stereo import expand_to_stereo, mono_name
-from musicgen_train.hub.folder import (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
-    PretrainedFolder,
-    atomic_folder,
-    read_json,
-    write_json,
-)
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.hub.weights import (
     SAFETENSORS_INDEX_NAME,
     SAFETENSORS_NAME,
@@ -55,6 +49,7 @@ from musicgen_train.hub.weights import (
     open_weights,
     save_weights,
 )
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import (
     AutoConfig,
     EncodecConfig,
@@ -63,7 +58,6 @@ from musicgen_train.models.config import (
     PretrainedConfig,
 )
 from musicgen_train.models.decoder import MusicgenForCausalLM
-from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.pretrained import PretrainedModel, check_state_dict
 from musicgen_train.models.t5 import T5EncoderModel

@@ -96,7 +96,7 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _encoders(options: argparse.Namespace) -> None:
-    from musicgen_train.demo.encoders import demo_encoders
+    from musicgen_train.demo.small_model import demo_encoders
 
     print(f"{demo_encoders(options.output)}: encoders and decoder in the hub's layout; README.md in it says how good")
 
@@ -104,9 +104,9 @@ def _encoders(options: argparse.Namespace) -> None:
 def _round_trip(options: argparse.Namespace) -> None:
     import torch
 
-    from musicgen_train.demo.encoders import SHIPPED
     from musicgen_train.demo.round_trip import round_trip
-    from musicgen_train.models.encodec import EncodecModel
+    from musicgen_train.demo.small_model import SHIPPED
+    from musicgen_train.models.codec.encodec import EncodecModel
 
     torch.set_num_threads(1)
     codec = EncodecModel.from_pretrained(options.encoders or SHIPPED)
@@ -135,7 +135,7 @@ def _train_encoders(options: argparse.Namespace) -> None:
 
 
 def _ship(options: argparse.Namespace) -> None:
-    from musicgen_train.demo.encoders import SHIPPED
+    from musicgen_train.demo.small_model import SHIPPED
     from musicgen_train.demo.training import ship
 
     folder = ship(options.composite, options.encoders, SHIPPED)

@@ -35,9 +35,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from musicgen_train.demo.clusters import fit_vectors, nearest
+from musicgen_train.models.codec.convolutions import Conv, Kernel, MagnitudeAndDirection, ResidualBlock, TransposedConv
+from musicgen_train.models.codec.encodec import EncodecModel, ResidualLSTM, VectorQuantizer
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.convolutions import Conv, Kernel, MagnitudeAndDirection, ResidualBlock, TransposedConv
-from musicgen_train.models.encodec import EncodecModel, ResidualLSTM, VectorQuantizer
 
 HOP = 640
 BANDS = 44

@@ -28,8 +28,8 @@ import torch
 
 from musicgen_train.demo.clusters import nearest
 from musicgen_train.demo.codec import HOP, PARTS, batches, demo_codec_config, latents_of, make_codec
-from musicgen_train.hub.folder import write_atomically
-from musicgen_train.models.encodec import EncodecModel, VectorQuantizer
+from musicgen_train.files import write_atomically
+from musicgen_train.models.codec.encodec import EncodecModel, VectorQuantizer
 
 _SAMPLING_RATE = 32_000
 

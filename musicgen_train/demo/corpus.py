@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from musicgen_train.demo.captions import describe, tags
 from musicgen_train.demo.composition import Piece, compose
+from musicgen_train.demo.descriptions import describe, tags
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.mixing import record
 from musicgen_train.demo.synthesis import SAMPLE_RATE
-from musicgen_train.hub.folder import json_text, read_json, write_atomically
+from musicgen_train.files import json_text, read_json, write_atomically
 
 SETTINGS_NAME = "corpus.json"
 FORMATS = ("flac", "wav")

@@ -18,7 +18,7 @@ from musicgen_train.demo.codec import batches
 from musicgen_train.demo.corpus import Track
 from musicgen_train.demo.hearing import Hearing, key_is_relative, tempo_is_near
 from musicgen_train.demo.synthesis import SAMPLE_RATE
-from musicgen_train.models.encodec import EncodecModel
+from musicgen_train.models.codec.encodec import EncodecModel
 
 _WINDOW, _HOP, _BANDS = 2048, 512, 80
 _FLOOR = 1e-5  # of a mel band's magnitude; 100 dB below full scale

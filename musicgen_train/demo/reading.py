@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from musicgen_train.demo.captions import BASS_FIGURE_WORDS, FIGURE_WORDS, NO_DRUMS, WORDS, tempo_class
 from musicgen_train.demo.composition import BASS_LINES, CHORD_FIGURES, KEYS, MODES, TICK
+from musicgen_train.demo.descriptions import BASS_FIGURE_WORDS, FIGURE_WORDS, NO_DRUMS, WORDS, tempo_class
 from musicgen_train.demo.styles import STYLES
 
 Facts = frozenset[tuple[str, str]]

@@ -13,8 +13,8 @@ from musicgen_train.audio.io import write_audio
 from musicgen_train.audio.mel import mel_picture
 from musicgen_train.demo.corpus import Track, make_track
 from musicgen_train.demo.quality import codec_quality
-from musicgen_train.hub.folder import write_json
-from musicgen_train.models.encodec import EncodecModel
+from musicgen_train.files import write_json
+from musicgen_train.models.codec.encodec import EncodecModel
 
 _GAP = 0.3  # seconds of silence between before and after
 _SHOWN = 6.0  # seconds of each in a picture

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from musicgen_train.demo.captions import describe
 from musicgen_train.demo.composition import compose
+from musicgen_train.demo.descriptions import describe
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.reading import SINGLE, Facts, find, read, ways_to_say
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from musicgen_train.demo.captions import describe, tempo_class
 from musicgen_train.demo.composition import Piece, compose
+from musicgen_train.demo.descriptions import describe, tempo_class
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.reading import MULTIPLE, SINGLE, Facts, nearest_tempo, read, ways_to_say
 from musicgen_train.demo.text_probes import Probes, mean_states

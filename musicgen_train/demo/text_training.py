@@ -27,7 +27,7 @@ from musicgen_train.demo.text import make_text_encoder, make_tokenizer
 from musicgen_train.demo.text_probes import Probes, mean_states, targets
 from musicgen_train.demo.text_prompts import PromptSource
 from musicgen_train.demo.text_quality import TextQuality, measure_text_encoder
-from musicgen_train.hub.folder import atomic_folder, write_json
+from musicgen_train.files import atomic_folder, write_json
 from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 

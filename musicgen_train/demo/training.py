@@ -22,10 +22,10 @@ from musicgen_train.demo.codec_training import CodecTraining, train_codec
 from musicgen_train.demo.corpus import make_track
 from musicgen_train.demo.quality import codec_quality
 from musicgen_train.demo.text_training import RECORD_NAME, TextTraining, make_trained_text_encoder
-from musicgen_train.hub.folder import atomic_folder, read_json, write_json
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.decoder import MusicgenForCausalLM
-from musicgen_train.models.encodec import EncodecModel
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.models.t5 import T5EncoderModel

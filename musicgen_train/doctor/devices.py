@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
+from musicgen_train.devices import available_cores
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.models.native.compiler import reason_without_any
-from musicgen_train.provenance.cores import available_cores
+from musicgen_train.models.kernels.compiler import reason_without_any
 from musicgen_train.provenance.machine import driver_version
 
 _GIB = 2**30

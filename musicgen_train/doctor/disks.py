@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.training.wandb_account import WITHOUT_ACCOUNT
+from musicgen_train.training.logs.wandb_account import WITHOUT_ACCOUNT
 
 _GIB = 2**30
 # Weights, gradients and moments of a small model, two checkpoints of it and its composite.

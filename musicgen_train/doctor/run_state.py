@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.hub.folder import read_json
-from musicgen_train.training.checkpoint_files import newest_intact, read_plain
+from musicgen_train.files import read_json
+from musicgen_train.training.checkpoints.reading import newest_intact, read_plain
 from musicgen_train.training.early_stopping import EarlyStopping
 from musicgen_train.training.module import CHECKPOINT_KEY
 from musicgen_train.training.run_folder import (

@@ -12,7 +12,7 @@ import torch
 
 from musicgen_train.data.batch import Batch
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
-from musicgen_train.training.scores import score as score_labels
+from musicgen_train.training.step.scores import score as score_labels
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from musicgen_train.hub.folder import put_in_place, read_json
+from musicgen_train.files import put_in_place, read_json
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from musicgen_train.evaluation.requests import Kind
-from musicgen_train.evaluation.signal_statistics import SignalStatistics
+from musicgen_train.metrics.signal_statistics import SignalStatistics
 
 Unit = Literal["nats", "percent", "number", "count", "decibels", "hertz"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from musicgen_train.audio.io import read_audio
 from musicgen_train.audio.mel import mel_picture
-from musicgen_train.evaluation.control import ControlClip, not_followed
+from musicgen_train.evaluation.control.scoring import ControlClip, not_followed
 from musicgen_train.evaluation.curves import Chart, draw
 from musicgen_train.evaluation.output import REPORT_NAME, RESULTS_NAME
-from musicgen_train.evaluation.progress import minutes
 from musicgen_train.evaluation.records import AudioRecord, Column, MetricRow, MetricTable, SampleRecord, Unit
 from musicgen_train.evaluation.requests import Kind
+from musicgen_train.progress import minutes
 
 _STYLE = Path(__file__).with_name("report.css")
 _PICTURE_WIDTH, _PICTURE_HEIGHT = 640, 144

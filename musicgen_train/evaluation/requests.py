@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from musicgen_train.audio.io import AUDIO_EXTENSIONS, AudioError, read_audio
-from musicgen_train.evaluation.split import SplitClips
+from musicgen_train.evaluation.split_clips import SplitClips
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 

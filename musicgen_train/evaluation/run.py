@@ -16,16 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen_train.audio.analysis import SHORTEST_SECONDS
 from musicgen_train.audio.io import AudioError, read_audio, write_audio
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.evaluation.assemble import EvaluatedModel, check_encoders, load_model
-from musicgen_train.evaluation.control import ControlClip, control_table
-from musicgen_train.evaluation.control_listening import listen, set_name
-from musicgen_train.evaluation.control_set import ControlSet, dataset_clips, fresh_pieces
+from musicgen_train.devices import pick_device
+from musicgen_train.evaluation.control.listening import listen, set_name
+from musicgen_train.evaluation.control.pieces import ControlSet, dataset_clips, fresh_pieces
+from musicgen_train.evaluation.control.scoring import ControlClip, control_table
 from musicgen_train.evaluation.cross_entropy import code_use, score
 from musicgen_train.evaluation.curves import charts_of_run, read_metrics
-from musicgen_train.evaluation.embedders import load_embedder
-from musicgen_train.evaluation.metrics import cross_entropy_table, frechet_table, signal_table
+from musicgen_train.evaluation.generating import Generated, Job, SamplingSettings, generate, plan
+from musicgen_train.evaluation.model import EvaluatedModel, check_encoders, load_model
 from musicgen_train.evaluation.output import PROGRAM, REPORT_NAME, RESULTS_NAME, report_folder
-from musicgen_train.evaluation.progress import Progress
 from musicgen_train.evaluation.records import AudioRecord, MetricTable, SampleRecord, as_json
 from musicgen_train.evaluation.report import Report, write_report
 from musicgen_train.evaluation.requests import (
@@ -38,16 +37,18 @@ from musicgen_train.evaluation.requests import (
     unconditional_requests,
 )
 from musicgen_train.evaluation.round_trip import decoded, round_trip
-from musicgen_train.evaluation.sampling import Generated, Job, SamplingSettings, generate, plan
 from musicgen_train.evaluation.settings import EvaluationSettings
-from musicgen_train.evaluation.signal_statistics import SignalStatistics, measure, warnings_of
-from musicgen_train.evaluation.split import Condition, SplitClips, choose_split, spread_rows
-from musicgen_train.hub.folder import write_json
+from musicgen_train.evaluation.split_clips import Condition, SplitClips, choose_split, spread_rows
+from musicgen_train.evaluation.tables import cross_entropy_table, frechet_table, signal_table
+from musicgen_train.files import write_json
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.models.generation import window_frames
-from musicgen_train.provenance.machine import pick_device, versions
+from musicgen_train.metrics.embedders import load_embedder
+from musicgen_train.metrics.signal_statistics import SignalStatistics, measure, warnings_of
+from musicgen_train.models.generation.loop import window_frames
+from musicgen_train.progress import Progress
+from musicgen_train.provenance.machine import versions
 from musicgen_train.provenance.record import command, now, write_record
-from musicgen_train.training.model_source import find_model
+from musicgen_train.training.weights.model_source import find_model
 
 # Folder of each kind's audio files within the report. Prompts are what it is about: one file each, at its top.
 _FOLDERS = {"prompt": "", "unconditional": "unconditional", "dataset": "dataset", "continuation": "continuations"}

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from musicgen_train.hub.folder import PretrainedFolder, read_json, write_json
+from musicgen_train.files import read_json, write_json
+from musicgen_train.hub.folder import PretrainedFolder
 
 SAFETENSORS_NAME = "model.safetensors"
 SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from musicgen_train.hub.folder import read_json, write_json
+from musicgen_train.files import read_json, write_json
 from musicgen_train.latents.format import FORMAT_VERSION, MANIFEST_NAME
 
 

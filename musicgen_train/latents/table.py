@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from musicgen_train.hub.folder import read_json
+from musicgen_train.files import read_json
 
 # As `save_to_disk` writes it; it names the files of rows.
 _STATE_NAME = "state.json"

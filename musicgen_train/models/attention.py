@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from musicgen_train.models.autocast import without_autocast
+from musicgen_train.models.kernels.attention import attend_natively, can_attend_natively
 from musicgen_train.models.kv_cache import KeysValues
-from musicgen_train.models.native.attention import attend_natively, can_attend_natively
 from musicgen_train.models.products import Linear, computed_in
 
 

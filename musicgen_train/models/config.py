@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 
-from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder, atomic_folder, read_json, write_json
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder
 from musicgen_train.models.activations import ACTIVATIONS
 
 ConfigT = TypeVar("ConfigT", bound="PretrainedConfig")

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder, write_json
+from musicgen_train.files import write_json
+from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.models.activations import ACTIVATIONS
 from musicgen_train.models.attention import (
     AttentionMask,
@@ -27,7 +28,7 @@ from musicgen_train.models.attention import (
 from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.delay_pattern import codebook_delays
-from musicgen_train.models.generation import StoppingCriterion, Streamer, generate_codes
+from musicgen_train.models.generation.loop import StoppingCriterion, Streamer, generate_codes
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.loss import IGNORE, mean_over_codebooks, score_heads

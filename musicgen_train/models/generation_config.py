@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder, read_json
+from musicgen_train.files import read_json
+from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.models.config import MusicgenDecoderConfig, PretrainedConfig
 
 # What the released models were trained on, 30 s at 50 frames/s.

@@ -13,12 +13,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder, write_json
+from musicgen_train.files import write_json
+from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.hub.weights import open_weights
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import MusicgenConfig
 from musicgen_train.models.decoder import MusicgenForCausalLM, PastKeysValues, shift_labels
-from musicgen_train.models.encodec import EncodecModel
-from musicgen_train.models.generation import StoppingCriterion, Streamer, generate_codes
+from musicgen_train.models.generation.loop import StoppingCriterion, Streamer, generate_codes
+from musicgen_train.models.generation.sampling import Generators
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.outputs import (
     BaseModelOutput,
@@ -28,7 +30,6 @@ from musicgen_train.models.outputs import (
     as_requested,
 )
 from musicgen_train.models.pretrained import PretrainedModel
-from musicgen_train.models.sampling import Generators
 from musicgen_train.models.t5 import T5EncoderModel
 
 EncoderOutputs = BaseModelOutput | Sequence[torch.Tensor]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder, atomic_folder, read_json, write_json
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder
 from musicgen_train.hub.weights import (
     CheckpointError,
     WeightFiles,

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 
 from musicgen_train.audio.io import AudioError, read_audio, read_header
-from musicgen_train.preprocess.captions import caption_variants
-from musicgen_train.preprocess.clips import ClipCutter
-from musicgen_train.preprocess.encode import cutter_for
-from musicgen_train.preprocess.encoders import Encoders
+from musicgen_train.preprocess.encoding.clips import ClipCutter
+from musicgen_train.preprocess.encoding.encode import cutter_for
+from musicgen_train.preprocess.encoding.encoders import Encoders
 from musicgen_train.preprocess.progress import as_time
 from musicgen_train.preprocess.settings import PreprocessSettings
-from musicgen_train.preprocess.tracks import Track
+from musicgen_train.preprocess.sources.captions import caption_variants
+from musicgen_train.preprocess.sources.tracks import Track
 
 _TIMED_SECONDS = 60.0
 _TIMED_TRACKS = 4

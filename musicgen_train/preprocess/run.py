@@ -16,22 +16,22 @@ from pathlib import Path
 
 import datasets
 
-from musicgen_train.hub.folder import put_in_place
+from musicgen_train.files import put_in_place
 from musicgen_train.latents.format import REJECTED_NAME
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.preprocess.assemble import Assembled, assemble
+from musicgen_train.preprocess.dataset.assembly import Assembled, assemble
 from musicgen_train.preprocess.dry_run import Estimate, as_bytes, estimate, report
-from musicgen_train.preprocess.encode import Encoding
-from musicgen_train.preprocess.encoders import Encoders, load_encoders
-from musicgen_train.preprocess.processes import number_of_processes, prepare_processes
+from musicgen_train.preprocess.encoding.encode import Encoding
+from musicgen_train.preprocess.encoding.encoders import Encoders, load_encoders
+from musicgen_train.preprocess.encoding.processes import number_of_processes, prepare_processes
 from musicgen_train.preprocess.progress import Progress, as_time
-from musicgen_train.preprocess.ranks import Rank, find_rank
-from musicgen_train.preprocess.results import Results, listing_of
 from musicgen_train.preprocess.settings import PreprocessSettings
-from musicgen_train.preprocess.shards import DamagedShardError, flush_tree_to_disk
-from musicgen_train.preprocess.sources import first, open_source
-from musicgen_train.preprocess.tracks import Source
-from musicgen_train.preprocess.work import WorkFolder, made_here, manifest_digest
+from musicgen_train.preprocess.sources.folders import first, open_source
+from musicgen_train.preprocess.sources.tracks import Source
+from musicgen_train.preprocess.work.ranks import Rank, find_rank
+from musicgen_train.preprocess.work.results import Results, listing_of
+from musicgen_train.preprocess.work.shards import DamagedShardError, flush_tree_to_disk
+from musicgen_train.preprocess.work.work_folder import WorkFolder, made_here, manifest_digest
 from musicgen_train.provenance.machine import versions
 from musicgen_train.provenance.record import command, now, write_record
 

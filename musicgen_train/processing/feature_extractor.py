@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from musicgen_train.hub.folder import PretrainedFolder, atomic_folder, read_json, write_json
-from musicgen_train.processing.batch import BatchFeature
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import PretrainedFolder
+from musicgen_train.processing.model_inputs import BatchFeature
 
 FEATURE_EXTRACTOR_NAME = "preprocessor_config.json"
 PROCESSOR_NAME = "processor_config.json"

@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder, atomic_folder, read_json, write_json
-from musicgen_train.processing.batch import BatchFeature
+from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder
 from musicgen_train.processing.feature_extractor import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, EncodecFeatureExtractor
+from musicgen_train.processing.model_inputs import BatchFeature
 from musicgen_train.processing.t5_tokenizer import TOKENIZER_CONFIG_NAME, T5Tokenizer
 
 _SHARED_OPTIONS = ("max_length", "padding", "return_tensors", "truncation")

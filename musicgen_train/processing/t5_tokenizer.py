@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from musicgen_train.hub.folder import PretrainedFolder, atomic_folder, write_json
-from musicgen_train.processing.batch import BatchFeature, to_requested_type
+from musicgen_train.files import atomic_folder, write_json
+from musicgen_train.hub.folder import PretrainedFolder
+from musicgen_train.processing.model_inputs import BatchFeature, to_requested_type
 from musicgen_train.processing.t5_vocabulary import T5Vocabulary
 from musicgen_train.processing.tokenizer_files import (
     DEFAULT_EXTRA_IDS,

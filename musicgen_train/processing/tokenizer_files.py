@@ -18,7 +18,8 @@ from typing import Any
 
 import sentencepiece
 
-from musicgen_train.hub.folder import PretrainedFolder, read_json
+from musicgen_train.files import read_json
+from musicgen_train.hub.folder import PretrainedFolder
 from musicgen_train.processing import sentencepiece_proto
 from musicgen_train.processing.unigram import METASPACE, UNK_ID, UnigramModel
 

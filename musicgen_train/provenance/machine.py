@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from musicgen_train.provenance.cores import available_cores
+from musicgen_train.devices import available_cores
 
 PACKAGES = (
     *("musicgen-train", "torch", "torchaudio", "lightning", "datasets", "pyarrow", "numpy", "hydra-core"),
@@ -49,43 +49,6 @@ def machine() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "driver": driver_version() if gpus else None,
     }
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that a stage's setting `device` asks for; `auto` is CUDA, else Apple's MPS, else the CPU.
-
-    Args:
-        name: auto, cpu, cuda, cuda:N or mps.
-        local_rank: number of this process on its machine: of several GPUs `auto` gives each process the next one.
-
-    Raises:
-        ValueError: there is no such device here, or torch cannot use it.
-    """
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if name == "auto":
-        best = next(kind for kind, count in counts.items() if count)
-        return _usable(torch.device(best, local_rank % counts[best]) if best == "cuda" else torch.device(best))
-    not_allowed = f"device is {name!r}; allowed are auto, cpu, cuda, cuda:N, mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(not_allowed) from error
-    if device.type not in counts:
-        raise ValueError(not_allowed)
-    if (device.index or 0) >= counts[device.type]:
-        there = [kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in counts.items() if count]
-        raise ValueError(f"device is {name!r}, which torch does not find on this machine; there is {', '.join(there)}")
-    return _usable(device)
-
-
-def _usable(device: torch.device) -> torch.device:
-    try:
-        torch.zeros(1, device=device)
-    except RuntimeError as error:  # such as a GPU that another process has for itself
-        raise ValueError(
-            f"the device {device} cannot be used: {str(error).splitlines()[0]}. device=cpu computes without it"
-        ) from error
-    return device
 
 
 def driver_version() -> str | None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from musicgen_train.hub.folder import write_json
+from musicgen_train.files import write_json
 from musicgen_train.provenance.git import digest, git_state, uncommitted_patch
 from musicgen_train.provenance.machine import machine, versions
 

@@ -19,7 +19,7 @@ from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.scores import Scores
+from musicgen_train.training.step.scores import Scores
 
 
 @dataclass(kw_only=True)

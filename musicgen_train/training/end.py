@@ -10,14 +10,13 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import WeightAveraging
 
 from musicgen_train.data.datamodule import LatentDataModule
-from musicgen_train.hub.folder import read_json
-from musicgen_train.training.adapter_files import adapter_card, save_adapter
-from musicgen_train.training.adapters import AdapterRecord
-from musicgen_train.training.checkpoint_files import load_plain
-from musicgen_train.training.console import say
+from musicgen_train.files import read_json
+from musicgen_train.training.checkpoints.reading import load_plain
 from musicgen_train.training.early_stopping import EarlyStopping
 from musicgen_train.training.export import export_composite, model_card
-from musicgen_train.training.metrics_file import numbers_at
+from musicgen_train.training.logs.console import say
+from musicgen_train.training.logs.metrics_file import numbers_at
+from musicgen_train.training.logs.speed import peak_memory_mb
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.run_folder import (
     ADAPTER_FOLDER,
@@ -29,10 +28,11 @@ from musicgen_train.training.run_folder import (
 )
 from musicgen_train.training.samples import SamplePrompts
 from musicgen_train.training.settings import RunSettings
-from musicgen_train.training.sharding import ShardedTraining, whole_composite
-from musicgen_train.training.speed import peak_memory_mb
-from musicgen_train.training.start import Start
 from musicgen_train.training.trainer import Callbacks, best_checkpoint
+from musicgen_train.training.weights.adapter_files import adapter_card, save_adapter
+from musicgen_train.training.weights.adapters import AdapterRecord
+from musicgen_train.training.weights.sharding import ShardedTraining, whole_composite
+from musicgen_train.training.weights.starting import Start
 
 _LIGHTNINGS_OWN = " Signaling Trainer to stop."
 

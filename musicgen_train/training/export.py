@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from musicgen_train.data.batch import Batch
-from musicgen_train.hub.folder import atomic_folder
+from musicgen_train.files import atomic_folder
 from musicgen_train.hub.weights import CheckpointError, is_weight_file, list_some
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
-from musicgen_train.training.adapters import has_adapter, load_adapter_state, merged_state
-from musicgen_train.training.provenance import describe_amounts, is_hub_id
+from musicgen_train.training.logs.origin import describe_amounts, is_hub_id
+from musicgen_train.training.weights.adapters import has_adapter, load_adapter_state, merged_state
 
 
 def export_composite(

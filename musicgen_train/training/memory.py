@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from musicgen_train.models.config import MusicgenDecoderConfig
+from musicgen_train.models.kernels.attention import is_available
 from musicgen_train.models.loss import rows_at_once
-from musicgen_train.models.native.attention import is_available
 from musicgen_train.models.products import computed_in
-from musicgen_train.training.adapters import AdapterRecord
+from musicgen_train.training.weights.adapters import AdapterRecord
 
 GIB = 2**30
 

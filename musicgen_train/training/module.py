@@ -21,8 +21,7 @@ from torch import nn
 from musicgen_train.data.batch import Batch
 from musicgen_train.hub.weights import list_some
 from musicgen_train.models.decoder import MusicgenForCausalLM
-from musicgen_train.training.adapters import check_resumed_adapter
-from musicgen_train.training.health import (
+from musicgen_train.training.step.health import (
     REMEDY,
     Health,
     HealthSettings,
@@ -33,8 +32,9 @@ from musicgen_train.training.health import (
     not_finite,
     sum_over_ranks,
 )
-from musicgen_train.training.schedule import ScheduleSettings, make_schedule
-from musicgen_train.training.scores import Scores, counts_of, metric_names, score
+from musicgen_train.training.step.schedule import ScheduleSettings, make_schedule
+from musicgen_train.training.step.scores import Scores, counts_of, metric_names, score
+from musicgen_train.training.weights.adapters import check_resumed_adapter
 
 # What a checkpoint holds beside Lightning's own entries: see `on_save_checkpoint`.
 CHECKPOINT_KEY = "musicgen_train"

@@ -14,23 +14,19 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
-from musicgen_train.hub.folder import write_atomically
+from musicgen_train.files import write_atomically
 from musicgen_train.models.attention import without_cudnn_attention
-from musicgen_train.training.adapters import AdapterRecord, keep_only_adapter_in_state
-from musicgen_train.training.checkpoint_files import read_plain
+from musicgen_train.training.checkpoints.reading import read_plain
+from musicgen_train.training.checkpoints.resume_checks import require_same_run
 from musicgen_train.training.checks import run_checks
-from musicgen_train.training.console import say
-from musicgen_train.training.ema import EMA
 from musicgen_train.training.end import end_again, export, say_if_stopped_early, validate_at_the_end
-from musicgen_train.training.fine_tuning import adapter_entry, choose_parameters
 from musicgen_train.training.host_memory import keep_freed_memory
-from musicgen_train.training.loggers import close_loggers, require_account
+from musicgen_train.training.logs.console import say
+from musicgen_train.training.logs.loggers import close_loggers, require_account
+from musicgen_train.training.logs.origin import provenance, write_provenance
 from musicgen_train.training.memory import MemoryWatch, ModelMemory, Step
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.optimizers import require_available
 from musicgen_train.training.precision import resolve_precision
-from musicgen_train.training.provenance import provenance, write_provenance
-from musicgen_train.training.resume_checks import require_same_run
 from musicgen_train.training.run_folder import (
     CHECKS_FOLDER,
     COMPOSITE_FOLDER,
@@ -40,8 +36,7 @@ from musicgen_train.training.run_folder import (
     open_run,
 )
 from musicgen_train.training.settings import RunSettings, read_settings
-from musicgen_train.training.sharding import ShardedTraining
-from musicgen_train.training.start import Start, load_start
+from musicgen_train.training.step.optimizers import require_available
 from musicgen_train.training.trainer import (
     configured_loggers,
     is_over,
@@ -54,6 +49,11 @@ from musicgen_train.training.trainer import (
     shards_weights,
     world_size,
 )
+from musicgen_train.training.weights.adapters import AdapterRecord, keep_only_adapter_in_state
+from musicgen_train.training.weights.ema import EMA
+from musicgen_train.training.weights.sharding import ShardedTraining
+from musicgen_train.training.weights.starting import Start, load_start
+from musicgen_train.training.weights.trainable import adapter_entry, choose_parameters
 
 # Of clips; each is worth a plan of cuDNN's attention, which is then used for many steps.
 _MOST_PLANNED_LENGTHS = 64

@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from musicgen_train.files import PARTIAL, write_atomically
 from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
-from musicgen_train.hub.folder import PARTIAL, write_atomically
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.provenance.record import PATCH_PREFIX
-from musicgen_train.training.checkpoint_files import (
-    DAMAGED,
-    Damaged,
-    damage,
-    newest_intact,
-    remove_partial,
-)
+from musicgen_train.training.checkpoints.reading import DAMAGED, Damaged, damage, newest_intact, remove_partial
 
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"

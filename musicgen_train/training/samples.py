@@ -11,12 +11,12 @@ import torch
 
 from musicgen_train.audio.io import write_audio
 from musicgen_train.audio.mel import mel_picture
-from musicgen_train.hub.folder import write_json
+from musicgen_train.files import write_json
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
-from musicgen_train.training.ema import averaged_weights
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.sharding import ShardedTraining, whole_composite
+from musicgen_train.training.weights.ema import averaged_weights
+from musicgen_train.training.weights.sharding import ShardedTraining, whole_composite
 
 
 @dataclass(kw_only=True)

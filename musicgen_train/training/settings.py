@@ -10,13 +10,13 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import DataSettings
-from musicgen_train.training.adapters import AdapterSettings
 from musicgen_train.training.checks import CheckSettings
-from musicgen_train.training.freezing import FreezeSettings
-from musicgen_train.training.health import HealthSettings
 from musicgen_train.training.samples import SampleSettings
-from musicgen_train.training.schedule import ScheduleSettings
-from musicgen_train.training.start import ModelSettings
+from musicgen_train.training.step.health import HealthSettings
+from musicgen_train.training.step.schedule import ScheduleSettings
+from musicgen_train.training.weights.adapters import AdapterSettings
+from musicgen_train.training.weights.freezing import FreezeSettings
+from musicgen_train.training.weights.starting import ModelSettings
 from musicgen_train.typed_settings import from_plain
 
 

@@ -18,17 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.data.position import MicroBatchPosition
-from musicgen_train.training.checkpoint_io import AtomicCheckpointIO
+from musicgen_train.training.checkpoints.last_checkpoint import LastCheckpoint
+from musicgen_train.training.checkpoints.writing import AtomicCheckpointIO
 from musicgen_train.training.early_stopping import EarlyStopping
-from musicgen_train.training.last_checkpoint import LastCheckpoint
-from musicgen_train.training.loggers import make_logger
-from musicgen_train.training.metrics_file import MetricsFile, columns
-from musicgen_train.training.provenance import StartRecord
+from musicgen_train.training.logs.loggers import make_logger
+from musicgen_train.training.logs.metrics_file import MetricsFile, columns
+from musicgen_train.training.logs.origin import StartRecord
+from musicgen_train.training.logs.speed import Speed
 from musicgen_train.training.run_folder import SAMPLES_FOLDER
 from musicgen_train.training.samples import SamplePrompts
 from musicgen_train.training.settings import RunSettings
-from musicgen_train.training.speed import Speed
-from musicgen_train.training.start import Start
+from musicgen_train.training.weights.starting import Start
 
 BEST = "best"
 """The callback of the config whose checkpoint `export.weights=best` exports."""

@@ -11,9 +11,9 @@ import torch
 from tiny_latents import write_composite
 
 from musicgen_train import MusicgenForConditionalGeneration
-from musicgen_train.training.adapter_files import save_adapter
-from musicgen_train.training.adapters import AdapterSettings, add_adapter, merged_state
-from musicgen_train.training.freezing import FreezeSettings
+from musicgen_train.training.weights.adapter_files import save_adapter
+from musicgen_train.training.weights.adapters import AdapterSettings, add_adapter, merged_state
+from musicgen_train.training.weights.freezing import FreezeSettings
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from musicgen_train.demo.codec_training import (
     train_codec,
     update_codebooks,
 )
-from musicgen_train.models.encodec import EncodecModel
+from musicgen_train.models.codec.encodec import EncodecModel
 
 SETTINGS = CodecTraining(fitting_clips=12, passes=1, steps=4, batch_size=2, crop_frames=25, save_every=2)
 CLIPS = 13

@@ -17,9 +17,9 @@ import soundfile
 
 from musicgen_train.demo import Track, make_track, write_corpus
 from musicgen_train.demo.__main__ import main
-from musicgen_train.demo.captions import WORDS
 from musicgen_train.demo.composition import BASS_LINES, CHORD_FIGURES, compose
 from musicgen_train.demo.corpus import captions_of
+from musicgen_train.demo.descriptions import WORDS
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.mixing import fast_length
 from musicgen_train.demo.styles import PROGRESSIONS, STYLES

@@ -37,8 +37,8 @@ from musicgen_train.demo.codec import (
     write_transform,
 )
 from musicgen_train.demo.corpus import captions_of
-from musicgen_train.demo.encoders import SHIPPED, demo_encoders
 from musicgen_train.demo.quality import measure, mel_bands, mel_distance, si_sdr
+from musicgen_train.demo.small_model import SHIPPED, demo_encoders
 
 HELD_OUT = 202  # the seed of tracks that nothing was trained on
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from musicgen_train.demo import make_track
-from musicgen_train.demo.captions import describe
 from musicgen_train.demo.composition import KEYS, compose
+from musicgen_train.demo.descriptions import describe
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.hearing import (
     JUDGED_BY_TIMBRE,

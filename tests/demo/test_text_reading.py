@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from musicgen_train.demo.captions import describe
 from musicgen_train.demo.composition import compose
+from musicgen_train.demo.descriptions import describe
 from musicgen_train.demo.draws import Draws
 from musicgen_train.demo.reading import MULTIPLE, SINGLE, find, nearest_tempo, read, ways_to_say
 from musicgen_train.demo.styles import STYLES

@@ -9,11 +9,11 @@ import torch
 from tiny_world import World, make_composite, save_composite
 
 from musicgen_train import MusicgenForConditionalGeneration
-from musicgen_train.evaluation.assemble import check_encoders, load_model
+from musicgen_train.evaluation.model import check_encoders, load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.training import model_source
-from musicgen_train.training.model_source import ModelSource
+from musicgen_train.training.weights import model_source
+from musicgen_train.training.weights.model_source import ModelSource
 
 
 def find_model(name: str) -> ModelSource:

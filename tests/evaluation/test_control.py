@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from musicgen_train.evaluation.control import (
+from musicgen_train.evaluation.control.scoring import (
     ALL,
     CRITERIA,
     OTHER_CAPTIONS,

@@ -11,8 +11,8 @@ from tiny_world import CAPTIONS, FRAMES, World
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.evaluation.cross_entropy import CodebookScores, CodeUse, code_use, score
-from musicgen_train.evaluation.metrics import cross_entropy_table
-from musicgen_train.evaluation.split import Condition, SplitClips, choose_split, spread_rows
+from musicgen_train.evaluation.split_clips import Condition, SplitClips, choose_split, spread_rows
+from musicgen_train.evaluation.tables import cross_entropy_table
 
 VOCAB = 64
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from musicgen_train.audio.mel import log_mel
-from musicgen_train.evaluation.embedders import LogMelStatistics, embed_clips, load_embedder, metric_key
-from musicgen_train.evaluation.metrics import frechet_table
+from musicgen_train.evaluation.tables import frechet_table
+from musicgen_train.metrics.embedders import LogMelStatistics, embed_clips, load_embedder, metric_key
 
 RATE = 16_000
 

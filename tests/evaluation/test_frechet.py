@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from musicgen_train.evaluation.embedders import load_embedder
-from musicgen_train.evaluation.frechet import Gaussian, frechet_distance
-from musicgen_train.evaluation.metrics import frechet_table
+from musicgen_train.evaluation.tables import frechet_table
+from musicgen_train.metrics.embedders import load_embedder
+from musicgen_train.metrics.frechet import Gaussian, frechet_distance
 
 
 def gaussian(mean: torch.Tensor, covariance: torch.Tensor) -> Gaussian:

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from musicgen_train.evaluation.progress import Progress, minutes
+from musicgen_train.progress import Progress, minutes
 
 
 class Clock:

@@ -20,7 +20,7 @@ from musicgen_train.evaluation.requests import (
     text_requests,
     unconditional_requests,
 )
-from musicgen_train.evaluation.split import SplitClips
+from musicgen_train.evaluation.split_clips import SplitClips
 
 
 def test_lines_of_a_file(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from tiny_world import CAPTIONS, FRAMES, World, make_composite, save_composite, 
 
 from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
 from musicgen_train.audio.io import write_audio
-from musicgen_train.evaluation.embedders import LogMelStatistics
-from musicgen_train.evaluation.metrics import frechet_table
 from musicgen_train.evaluation.run import run
-from musicgen_train.evaluation.signal_statistics import measure
+from musicgen_train.evaluation.tables import frechet_table
+from musicgen_train.metrics.embedders import LogMelStatistics
+from musicgen_train.metrics.signal_statistics import measure
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["jazz guitar", "", '<script>alert("x")</script> & drums']

@@ -9,9 +9,9 @@ import torch
 from tiny_world import FRAME_RATE, World
 
 from musicgen_train.data.latent_dataset import LatentDataset
+from musicgen_train.evaluation.generating import Generated, SamplingSettings, generate, plan, sample_seed
 from musicgen_train.evaluation.requests import Request, dataset_requests, text_requests
-from musicgen_train.evaluation.sampling import Generated, SamplingSettings, generate, plan, sample_seed
-from musicgen_train.evaluation.split import SplitClips
+from musicgen_train.evaluation.split_clips import SplitClips
 
 SETTINGS = SamplingSettings(max_new_tokens=22, guidance_scales=[3.0], repetitions=1, seed=5, batch_size=8, options={})
 PROMPTS = ["jazz guitar", "", "lofi beat, slow, with a long text behind it", "drums"]

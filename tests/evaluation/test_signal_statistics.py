@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_train.evaluation.signal_statistics import measure, warnings_of
+from musicgen_train.metrics.signal_statistics import measure, warnings_of
 
 RATE = 8_000
 

@@ -19,15 +19,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from musicgen_train.files import atomic_folder, put_in_place, read_json, write_atomically, write_json
 from musicgen_train.hub import folder as folder_module
-from musicgen_train.hub.folder import (
-    PretrainedFolder,
-    atomic_folder,
-    put_in_place,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from musicgen_train.hub.folder import PretrainedFolder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -328,7 +322,7 @@ def test_an_error_while_files_move_is_undone(
 # the next ones at their first move of a file, their second, and so on. Prints how each process ended.
 KILLED = """
 import os, pathlib, signal, sys
-from musicgen_train.hub.folder import atomic_folder
+from musicgen_train.files import atomic_folder
 
 rename = pathlib.Path.rename
 

@@ -12,9 +12,9 @@ import tiny
 import torch
 
 from musicgen_train import EncodecModel, MusicgenForConditionalGeneration, T5EncoderModel
-from musicgen_train.latents.fingerprint import fingerprint
 from musicgen_train.latents.format import pack_codes, pack_states, unpack_codes, unpack_states
 from musicgen_train.latents.manifest import EncoderRecord, Manifest, SplitRecord
+from musicgen_train.models.fingerprint import fingerprint
 
 
 def test_codes_are_little_endian_rows() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from musicgen_train.models.native import compiler
+from musicgen_train.models.kernels import compiler
 
 
 @pytest.fixture(params=["", "-DWIDE", "-DNARROW"], ids=["as_compiled_here", "wide", "narrow"])

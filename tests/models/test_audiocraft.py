@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.convert.audiocraft import lm_to_hub
 from musicgen_train.models.delay_pattern import apply_delay, training_labels, undo_delay
-from musicgen_train.models.initialization import initialize_like_audiocraft
+from musicgen_train.training.weights.initialization import initialize_like_audiocraft
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

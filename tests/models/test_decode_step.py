@@ -12,13 +12,13 @@ import torch
 from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
-from musicgen_train.models import generation
-from musicgen_train.models.decode_step import DecodeStep, StepWeights, can_pack, can_step
-from musicgen_train.models.graphed_step import FixedStep
+from musicgen_train.models.generation import loop as generation
+from musicgen_train.models.generation.decode_step import DecodeStep, StepWeights, can_pack, can_step
+from musicgen_train.models.generation.graphed_step import FixedStep
+from musicgen_train.models.generation.step_maker import MakeStep, step_maker
+from musicgen_train.models.kernels.compiler import reason_without
+from musicgen_train.models.kernels.decode_step import NativeStep, can_step_natively
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.native.compiler import reason_without
-from musicgen_train.models.native.decode_step import NativeStep, can_step_natively
-from musicgen_train.models.step_maker import MakeStep, step_maker
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
 # Wide enough for oneDNN's product in all matrices of a layer but those of the attention.

@@ -14,8 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_codec import CONFIGS, HOP, MUSICGEN, TINY, audio, build, build_reference
 
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.encodec import EncodecModel
 
 # audiocraft 1.3.0's own SEANetEncoder, SEANetDecoder and ResidualVectorQuantizer (from its source distribution on the
 # package index) with 2 filters, ratios 5, 4, 2 and 3 codebooks of 32: seeded weights, k-means codebooks, inputs and

@@ -21,11 +21,11 @@ from musicgen_train import (
     T5Config,
     T5EncoderModel,
 )
-from musicgen_train.models import graphed_step
 from musicgen_train.models.config import EncodecConfig
+from musicgen_train.models.generation import graphed_step
+from musicgen_train.models.generation.sampling import pick
 from musicgen_train.models.loss import _ScoredHeads
 from musicgen_train.models.products import _Product
-from musicgen_train.models.sampling import pick
 
 # EnCodec compares where its weights lie.
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -174,7 +174,7 @@ def test_generation_looks_at_the_device_at_both_ends_of_a_window(
 ) -> None:
     monkeypatch.setattr(graphed_step, "record", lambda function, example: function)
     if way == "forward passes":
-        monkeypatch.setattr("musicgen_train.models.generation.step_maker", lambda model, rows: None)
+        monkeypatch.setattr("musicgen_train.models.generation.loop.step_maker", lambda model, rows: None)
     sampling = {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 0.9}
     settings = GenerationConfig(max_new_tokens=NEW_TOKENS, guidance_scale=guidance_scale, **sampling)
     with fake_cuda() as watch:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_codec import CONFIGS, MUSICGEN, audio, build
 
-from musicgen_train.models import convolutions
-from musicgen_train.models.encodec import EncodecModel
+from musicgen_train.models.codec import convolutions
+from musicgen_train.models.codec.encodec import EncodecModel
 
 
 def same_weights(model: EncodecModel) -> EncodecModel:

@@ -19,8 +19,8 @@ from musicgen_train import (
     MusicgenForCausalLM,
     MusicgenForConditionalGeneration,
 )
-from musicgen_train.models.generation import window_frames
-from musicgen_train.models.sampling import pick, truncate
+from musicgen_train.models.generation.loop import window_frames
+from musicgen_train.models.generation.sampling import pick, truncate
 
 TEXT_LENGTH = 7
 KINDS: dict[str, dict[str, Any]] = {

@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from musicgen_train import GenerationConfig, MusicgenDecoderConfig, MusicgenForCausalLM
-from musicgen_train.models import generation, graphed_step
-from musicgen_train.models.decode_step import StepWeights
-from musicgen_train.models.graphed_step import FixedStep, GraphedStep
+from musicgen_train.models.generation import graphed_step
+from musicgen_train.models.generation import loop as generation
+from musicgen_train.models.generation.decode_step import StepWeights
+from musicgen_train.models.generation.graphed_step import FixedStep, GraphedStep
+from musicgen_train.models.generation.sampling import draw, guide, pick
 from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.sampling import draw, guide, pick
 
 COLUMNS, TEXT_LENGTH = 40, 5
 

@@ -7,8 +7,8 @@ import torch
 
 from musicgen_train.models import attention
 from musicgen_train.models.attention import AttentionMask
-from musicgen_train.models.native import attention as native_attention
-from musicgen_train.models.native import compiler
+from musicgen_train.models.kernels import attention as native_attention
+from musicgen_train.models.kernels import compiler
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("attention.c") is not None, reason="no C compiler here")
 

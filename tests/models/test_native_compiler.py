@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from musicgen_train.models.native import compiler, structures
+from musicgen_train.models.kernels import compiler, structures
 
 SOURCE = "lstm.c"
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from musicgen_train.models.codec.convolutions import Conv, ResidualBlock, TransposedConv
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.convolutions import Conv, ResidualBlock, TransposedConv
-from musicgen_train.models.encodec import EncodecModel
-from musicgen_train.models.native import compiler, convolution
+from musicgen_train.models.kernels import compiler, convolution
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("convolution.c") is not None, reason="no C compiler here")
 

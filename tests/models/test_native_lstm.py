@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from musicgen_train.models.native import compiler
-from musicgen_train.models.native import lstm as native_lstm
+from musicgen_train.models.kernels import compiler
+from musicgen_train.models.kernels import lstm as native_lstm
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("lstm.c") is not None, reason="no C compiler here")
 

@@ -12,8 +12,8 @@ import torch
 from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
-from musicgen_train.models import graphed_step
 from musicgen_train.models.delay_pattern import training_labels
+from musicgen_train.models.generation import graphed_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,7 +73,7 @@ def test_a_recording_that_fails_leaves_the_device_usable() -> None:
     # In a process of its own: before torch 2.12 its allocator is not what it was (pytorch pull request 180395).
     script = """
         import torch
-        from musicgen_train.models import graphed_step
+        from musicgen_train.models.generation import graphed_step
 
         torch.rand(1, device="cuda")
         state = torch.cuda.get_rng_state()

@@ -10,10 +10,10 @@ from tiny_codec import CONFIGS, HOP, MUSICGEN, audio, build, build_reference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from musicgen_train.models import encodec, segments
+from musicgen_train.models.codec import encodec, segments
+from musicgen_train.models.codec.convolutions import Conv, TransposedConv
+from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.convolutions import Conv, TransposedConv
-from musicgen_train.models.encodec import EncodecModel
 
 
 # Values of a segment, and of a segment of a stage; how much less goes from one stage to the next.

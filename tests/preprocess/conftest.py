@@ -9,7 +9,7 @@ import pytest
 import transformers
 from audio_corpus import SettingsMaker, write_encoders
 
-from musicgen_train.preprocess.encoders import AudioCoder
+from musicgen_train.preprocess.encoding.encoders import AudioCoder
 from musicgen_train.preprocess.settings import PreprocessSettings
 
 

@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_train.preprocess.captions import Description, caption_variants, describe, drop_words, fill, metadata_json
 from musicgen_train.preprocess.settings import CaptionSettings
+from musicgen_train.preprocess.sources.captions import (
+    Description,
+    caption_variants,
+    describe,
+    drop_words,
+    fill,
+    metadata_json,
+)
 
 
 def variants(description: Description, track: str = "t", **settings: Any) -> list[str]:

@@ -17,8 +17,8 @@ from audio_corpus import RATE, write_track
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_train.preprocess.clips import ClipCutter, decode_tracks
-from musicgen_train.preprocess.tracks import Track
+from musicgen_train.preprocess.encoding.clips import ClipCutter, decode_tracks
+from musicgen_train.preprocess.sources.tracks import Track
 
 
 def cutter(length: int, hop: int, shortest: int) -> ClipCutter:
@@ -86,8 +86,8 @@ def test_a_killed_worker_is_told() -> None:
 DECODING = """
 import multiprocessing, time
 from pathlib import Path
-from musicgen_train.preprocess.clips import ClipCutter, decode_tracks
-from musicgen_train.preprocess.tracks import Track
+from musicgen_train.preprocess.encoding.clips import ClipCutter, decode_tracks
+from musicgen_train.preprocess.sources.tracks import Track
 
 if __name__ == "__main__":
     cutter = ClipCutter(sampling_rate=8000, channels=1, length=10**9, hop=10**9, shortest=1)

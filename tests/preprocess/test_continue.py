@@ -16,10 +16,10 @@ import pytest
 from audio_corpus import SettingsMaker, write_encoders, write_track
 from killed_run import KilledRuns
 
-from musicgen_train.preprocess.encoders import AudioCoder
+from musicgen_train.preprocess.encoding.encoders import AudioCoder
 from musicgen_train.preprocess.run import preprocess
-from musicgen_train.preprocess.tracks import Track
-from musicgen_train.preprocess.work import work_root
+from musicgen_train.preprocess.sources.tracks import Track
+from musicgen_train.preprocess.work.work_folder import work_root
 
 ROOT = Path(__file__).parents[2]
 # Per run; all others decide the content.
@@ -190,7 +190,7 @@ def test_shards_that_take_long_are_smaller_and_make_the_same_bytes(
 ) -> None:
     write_corpus(tmp_path / "input", range(5))
     preprocess(settings(output=str(tmp_path / "whole")))
-    monkeypatch.setattr("musicgen_train.preprocess.encode._MOST_SHARD_SECONDS", 0.0)
+    monkeypatch.setattr("musicgen_train.preprocess.encoding.encode._MOST_SHARD_SECONDS", 0.0)
     preprocess(settings())
     assert len(list(work_root(tmp_path / "output").glob("*/shards/*"))) == 8
     assert content_of(tmp_path / "output") == content_of(tmp_path / "whole")

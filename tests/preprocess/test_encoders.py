@@ -11,7 +11,7 @@ from audio_corpus import CODEC, SettingsMaker, tone
 from tiny import CODEC as TINY_CODEC
 
 from musicgen_train import EncodecConfig, EncodecModel
-from musicgen_train.preprocess.encoders import AudioCoder, Encoders, TextCoder, clip_rows, load_encoders
+from musicgen_train.preprocess.encoding.encoders import AudioCoder, Encoders, TextCoder, clip_rows, load_encoders
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import soundfile
 from audio_corpus import RATE, SettingsMaker, tone
 
-from musicgen_train.preprocess.captions import Description
-from musicgen_train.preprocess.encoders import load_encoders
-from musicgen_train.preprocess.listing import Listing
+from musicgen_train.preprocess.encoding.encoders import load_encoders
 from musicgen_train.preprocess.run import preprocess
-from musicgen_train.preprocess.sources import FolderSource
-from musicgen_train.preprocess.tracks import Candidate, Track
+from musicgen_train.preprocess.sources.captions import Description
+from musicgen_train.preprocess.sources.folders import FolderSource
+from musicgen_train.preprocess.sources.listing import Listing
+from musicgen_train.preprocess.sources.tracks import Candidate, Track
 
 
 class Made:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from musicgen_train.preprocess.ranks import Rank, find_rank
+from musicgen_train.preprocess.work.ranks import Rank, find_rank
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"}
 SRUN = {

@@ -21,8 +21,8 @@ from audio_corpus import RATE, SettingsMaker, tone, write_track
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.format import unpack_codes, unpack_states
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.preprocess import encode
-from musicgen_train.preprocess.encoders import AudioCoder
+from musicgen_train.preprocess.encoding import encode
+from musicgen_train.preprocess.encoding.encoders import AudioCoder
 from musicgen_train.preprocess.run import look, preprocess
 from musicgen_train.provenance.machine import versions
 

@@ -13,8 +13,8 @@ from audio_corpus import write_track
 from hydra import compose, initialize_config_dir
 from omegaconf import MissingMandatoryValue, OmegaConf
 
+from musicgen_train.preprocess.entry import run
 from musicgen_train.preprocess.settings import PreprocessSettings
-from musicgen_train.preprocess.start import run
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,10 +12,10 @@ import datasets
 import pytest
 from audio_corpus import SettingsMaker, write_track
 
-from musicgen_train.preprocess.listing import Listing
 from musicgen_train.preprocess.run import preprocess
-from musicgen_train.preprocess.sources import open_source
-from musicgen_train.preprocess.tracks import Track
+from musicgen_train.preprocess.sources.folders import open_source
+from musicgen_train.preprocess.sources.listing import Listing
+from musicgen_train.preprocess.sources.tracks import Track
 
 
 def tracks_of(settings: Any) -> dict[str, Track]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, group_of, place
 from musicgen_train.preprocess.settings import SplitSettings
-from musicgen_train.preprocess.splits import Membership, SplitRule, group_of, place
 
 
 def assign_splits(members: dict[str, Membership], settings: SplitSettings) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from musicgen_train.processing.batch import BatchFeature, to_requested_type
+from musicgen_train.processing.model_inputs import BatchFeature, to_requested_type
 
 
 def contents() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from musicgen_train.provenance.machine import pick_device
+from musicgen_train.devices import pick_device
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from tiny_latents import ClipSpec, write_composite, write_latents
 from tiny_run import QUICK, RunWith, compose
 
 from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
-from musicgen_train.evaluation.assemble import load_model
+from musicgen_train.evaluation.model import load_model
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.training.adapted import load_adapted, merge_adapter
-from musicgen_train.training.adapter_files import read_adapter
-from musicgen_train.training.adapters import AdapterSettings, modules_pattern
-from musicgen_train.training.model_source import ModelSource, find_model
 from musicgen_train.training.run import Run, run
+from musicgen_train.training.weights.adapter_files import read_adapter
+from musicgen_train.training.weights.adapters import AdapterSettings, modules_pattern
+from musicgen_train.training.weights.merged import load_adapted, merge_adapter
+from musicgen_train.training.weights.model_source import ModelSource, find_model
 
 # A large step, so that a few of them change the output well beyond rounding.
 LORA = ["adapter=lora", "adapter.rank=3", "adapter.alpha=6", "optimizer.lr=0.05"]

@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from musicgen_train.hub.folder import write_atomically
+from musicgen_train.files import write_atomically
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.training.checkpoint_files import (
-    damage,
-    keep_also_as,
-    newest_intact,
-    read_plain,
-    remove_partial,
-)
-from musicgen_train.training.checkpoint_io import AtomicCheckpointIO
+from musicgen_train.training.checkpoints.reading import damage, keep_also_as, newest_intact, read_plain, remove_partial
+from musicgen_train.training.checkpoints.writing import AtomicCheckpointIO
 
 
 def content(step: int, size: int = 1000) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tiny_run import RunWith
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.training.checks import describe_scores, first_scores, write_round_trips
-from musicgen_train.training.scores import Scores
+from musicgen_train.training.step.scores import Scores
 
 
 def test_round_trips_are_the_codecs_decoding(composite: Path, latents: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
-from musicgen_train.training.ema import EMA
 from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.weights.ema import EMA
 
 EVERY_STEP = ["optimizer.lr=0.02", "callbacks=ema", "callbacks.ema.decay=0.7", "trainer.max_steps=6"]
 

@@ -16,11 +16,11 @@ from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.doctor.run_state import look_at_run
-from musicgen_train.evaluation.assemble import load_model
+from musicgen_train.evaluation.model import load_model
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training import export
 from musicgen_train.training.early_stopping import EarlyStopping
-from musicgen_train.training.model_source import ModelSource, find_model
+from musicgen_train.training.weights.model_source import ModelSource, find_model
 
 # So large a step that it only gets worse: one validation without a lower loss is enough.
 WORSE = ["optimizer.lr=1", "schedule=constant", "validate_every=1", "trainer.max_steps=9"]

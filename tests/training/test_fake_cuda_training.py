@@ -19,9 +19,9 @@ from musicgen_train import (
 )
 from musicgen_train.data.batch import Batch
 from musicgen_train.evaluation import cross_entropy
-from musicgen_train.preprocess.encoders import AudioCoder, TextCoder
+from musicgen_train.preprocess.encoding.encoders import AudioCoder, TextCoder
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.schedule import ScheduleSettings
+from musicgen_train.training.step.schedule import ScheduleSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 

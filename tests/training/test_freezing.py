@@ -11,7 +11,7 @@ from tiny_latents import ClipSpec, write_latents
 from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
-from musicgen_train.training.freezing import GROUPS, FreezeSettings, group_of, is_trainable_part
+from musicgen_train.training.weights.freezing import GROUPS, FreezeSettings, group_of, is_trainable_part
 
 PARTS = {
     "embeddings": r"embed_tokens",

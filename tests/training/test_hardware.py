@@ -14,10 +14,10 @@ from torch import nn
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.launch import CONFIG_FOLDER
-from musicgen_train.training.adapters import AdapterRecord, AdapterSettings, inject, modules_pattern
-from musicgen_train.training.freezing import GROUPS, group_of
 from musicgen_train.training.memory import GIB, ModelMemory, Step
 from musicgen_train.training.settings import read_settings
+from musicgen_train.training.weights.adapters import AdapterRecord, AdapterSettings, inject, modules_pattern
+from musicgen_train.training.weights.freezing import GROUPS, group_of
 
 GIVEN = ["data.path=LATENTS", "init_from=MODEL", "output=RUN", "trainer.max_steps=3"]
 # Of the codec in float32; and what CUDA, the driver and the allocator take of a card.

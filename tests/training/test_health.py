@@ -20,7 +20,8 @@ from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
-from musicgen_train.training.health import (
+from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.step.health import (
     Health,
     HealthSettings,
     LossSpikes,
@@ -28,8 +29,7 @@ from musicgen_train.training.health import (
     UnhealthyRunError,
     not_finite,
 )
-from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.schedule import ScheduleSettings
+from musicgen_train.training.step.schedule import ScheduleSettings
 
 SETTINGS = HealthSettings(max_skipped_in_a_row=3, max_skipped=5, spike_threshold=8.0, spike_window=20)
 LIMIT = 0.05

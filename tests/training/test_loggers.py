@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tiny_run import RunWith, compose
 
 from musicgen_train.doctor.disks import look_at_disks
-from musicgen_train.training.loggers import make_logger, require_account
+from musicgen_train.training.logs.loggers import make_logger, require_account
 
 SENDS = ["logger=wandb", "logger.wandb.offline=false"]
 VARIABLES = (

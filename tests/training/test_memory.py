@@ -14,11 +14,11 @@ from torch import nn
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models.delay_pattern import training_labels
-from musicgen_train.training.adapters import AdapterSettings, add_adapter
-from musicgen_train.training.freezing import FreezeSettings, freeze_parameters
 from musicgen_train.training.memory import GIB, MakeOptimizer, ModelMemory, Step, capacity_of, require_room
-from musicgen_train.training.optimizers import adamw
-from musicgen_train.training.scores import score
+from musicgen_train.training.step.optimizers import adamw
+from musicgen_train.training.step.scores import score
+from musicgen_train.training.weights.adapters import AdapterSettings, add_adapter
+from musicgen_train.training.weights.freezing import FreezeSettings, freeze_parameters
 
 CPU = torch.device("cpu")
 ADAMW = functools.partial(adamw, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_train.training.metrics_file import MetricsFile, columns
+from musicgen_train.training.logs.metrics_file import MetricsFile, columns
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

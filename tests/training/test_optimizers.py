@@ -14,7 +14,7 @@ import torch
 from tiny_run import RunWith
 from torch import nn
 
-from musicgen_train.training.optimizers import adamw, adamw_8bit
+from musicgen_train.training.step.optimizers import adamw, adamw_8bit
 
 
 def steps(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.Tensor:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tiny_run import RunWith
 
-from musicgen_train.training.progress_bar import ProgressBar
+from musicgen_train.training.logs.progress_bar import ProgressBar
 
 SHOWN = [
     "trainer.enable_progress_bar=true",
-    "+callbacks.progress._target_=musicgen_train.training.progress_bar.ProgressBar",
+    "+callbacks.progress._target_=musicgen_train.training.logs.progress_bar.ProgressBar",
     "data.global_batch_size=4",
     "data.micro_batch_size=2",
 ]

@@ -12,8 +12,8 @@ from tiny_run import RunWith
 
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.training.export import model_card
+from musicgen_train.training.logs.origin import describe_amounts, is_hub_id
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.provenance import describe_amounts, is_hub_id
 
 STEPS = ["trainer.max_steps=4", "callbacks.last.every_n_train_steps=2", "validate_every=4"]
 

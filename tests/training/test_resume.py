@@ -12,8 +12,8 @@ import torch
 from reliability import differences
 from tiny_run import RunWith
 
-from musicgen_train.training.last_checkpoint import LastCheckpoint
-from musicgen_train.training.metrics_file import MetricsFile
+from musicgen_train.training.checkpoints.last_checkpoint import LastCheckpoint
+from musicgen_train.training.logs.metrics_file import MetricsFile
 from musicgen_train.training.module import MusicgenTraining
 
 # Dropout, caption dropout, random crops, a schedule, accumulated micro-batches, an average of weights, early stopping:

@@ -18,7 +18,7 @@ from tiny_run import QUICK, RunWith, compose
 from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training.export import compare_with_folder
-from musicgen_train.training.metrics_file import columns
+from musicgen_train.training.logs.metrics_file import columns
 from musicgen_train.training.run import Run, run
 
 

@@ -15,7 +15,7 @@ from tiny_latents import ClipSpec, write_composite, write_latents
 from tiny_run import TRAIN, VALIDATION, RunWith, compose
 
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.training.loggers import make_logger
+from musicgen_train.training.logs.loggers import make_logger
 from musicgen_train.training.run_folder import make_ready, open_run
 
 SIX = ["trainer.max_steps=6", "callbacks.last.every_n_train_steps=2", "schedule=constant", "validate_every=3"]

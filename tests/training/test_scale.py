@@ -24,7 +24,7 @@ from musicgen_train.data.batch import Batch
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.precision import resolve_precision
-from musicgen_train.training.schedule import ScheduleSettings
+from musicgen_train.training.step.schedule import ScheduleSettings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from musicgen_train.training.schedule import ScheduleSettings, make_schedule
+from musicgen_train.training.step.schedule import ScheduleSettings, make_schedule
 
 
 def settings(shape: str = "cosine", warmup_steps: int | None = 4, floor: float = 0.0) -> ScheduleSettings:

@@ -16,10 +16,10 @@ from torch.testing import assert_close
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.convert.audiocraft import lm_to_hub
 from musicgen_train.data.batch import Batch, Example, collate
-from musicgen_train.models.initialization import initialize_like_audiocraft
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.schedule import ScheduleSettings
-from musicgen_train.training.scores import Scores, counts_of, metric_names
+from musicgen_train.training.step.schedule import ScheduleSettings
+from musicgen_train.training.step.scores import Scores, counts_of, metric_names
+from musicgen_train.training.weights.initialization import initialize_like_audiocraft
 
 ASSETS = Path(__file__).parents[1] / "assets" / "audiocraft"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from musicgen_train.data.batch import Batch
+from musicgen_train.training.logs.speed import Speed, peak_memory_mb, rates_of
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.speed import Speed, peak_memory_mb, rates_of
 
 
 def test_rates_by_hand() -> None:

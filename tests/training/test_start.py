@@ -14,7 +14,7 @@ from tiny_run import RunWith
 from musicgen_train import MusicgenForCausalLM, MusicgenForConditionalGeneration
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.training.start import ModelSettings, Start, load_start
+from musicgen_train.training.weights.starting import ModelSettings, Start, load_start
 
 
 def start(init_from: Path | str, latents: Path, encoders: str | None = None, seed: int = 0, **settings: Any) -> Start:

@@ -18,9 +18,9 @@ import pytest
 import torch
 from tiny_run import QUICK, RunWith
 
+from musicgen_train.training.checkpoints.stop_signals import STOP_SIGNALS, RunStopped, StopSignals
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.samples import SamplePrompts
-from musicgen_train.training.stop_signals import STOP_SIGNALS, RunStopped, StopSignals
 
 ROOT = Path(__file__).parents[2]
 # Long enough never to end by itself while a test looks at it.

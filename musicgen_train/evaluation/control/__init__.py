@@ -1,0 +1,1 @@
+"""The control test: whether music does what its caption says."""

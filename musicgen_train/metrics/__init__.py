@@ -1,0 +1,1 @@
+"""Measurements of audio: signal statistics, embeddings, and distances between sets of them."""

@@ -1,0 +1,1 @@
+"""EnCodec, the neural codec: audio to codes and back."""

@@ -1,0 +1,1 @@
+"""Generation: the loop over delayed steps, the steps themselves, and the draw of codes."""

@@ -1,0 +1,134 @@
+"""C files of this package, compiled for the processor at hand when they are first needed, and kept.
+
+A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`) under a name that says what it was made
+from: another source, compiler or processor makes another one. It takes half a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from musicgen_train.models.kernels.structures import STRUCTURES
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "MUSICGEN_TRAIN_NATIVE"
+"""Environment variable; `0` leaves everything to torch."""
+
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
+
+
+def load_library(source_name: str) -> ctypes.CDLL | None:
+    """The compiled library of a C file beside this one; None if it is switched off or cannot be had here."""
+    loaded = _load(source_name)
+    return None if isinstance(loaded, str) else loaded
+
+
+def reason_without(source_name: str) -> str | None:
+    """Why there is no library of that file; None if there is one."""
+    loaded = _load(source_name)
+    return loaded if isinstance(loaded, str) else None
+
+
+def reason_without_any() -> str | None:
+    """Why one of the C files here has no library; None if all have one."""
+    reasons = (reason_without(path.name) for path in sorted(Path(__file__).parent.glob("*.c")))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+@functools.cache
+def _load(source_name: str) -> ctypes.CDLL | str:
+    if os.environ.get(SWITCH, "").strip() == "0":
+        return f"{SWITCH}=0"
+    compiler = _compiler()
+    if compiler is None:
+        return "no C compiler here ($CC, cc, gcc, clang)"
+    try:
+        return _library(Path(__file__).with_name(source_name), compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        logger.info(
+            "%s was not compiled by %s, and is left to torch, which is slower: %s", source_name, compiler, reason
+        )
+        return f"not compiled by {compiler}: {reason}"
+
+
+def _compiler() -> str | None:
+    candidates = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def _library(source: Path, compiler: str) -> ctypes.CDLL:
+    headers = sorted(source.parent.glob("*.h"))
+    texts = (*(file.read_text() for file in (source, *headers)), _layout_checks(source.name))
+    made_from = [*texts, _version(compiler), *_FLAGS, _processor()]
+    name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
+    folder = _cache_folder()
+    if folder is None:
+        # Loaded, it needs no file any more.
+        with tempfile.TemporaryDirectory() as work:
+            return ctypes.CDLL(str(_compile(source, compiler, Path(work))))
+    if not (folder / name).exists():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as work:
+            # At once: another process may be looking.
+            _compile(source, compiler, Path(work)).replace(folder / name)
+    return ctypes.CDLL(str(folder / name))
+
+
+def _cache_folder() -> Path | None:
+    """None if there is none, or it cannot be written to."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):  # the latter from a user without a home, as in some containers
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _compile(source: Path, compiler: str, work: Path) -> Path:
+    checks, object_file, library = work / "checks.c", str(work / "object.o"), work / "library.so"
+    checks.write_text(_layout_checks(source.name))
+    _run([compiler, *_FLAGS, "-include", str(source), "-c", str(checks), "-o", object_file])
+    # Linked without -fopenmp: the threads are to be those of torch, whose OpenMP runtime is already in the process.
+    _run([compiler, "-shared", object_file, "-o", str(library), "-lm"])
+    return library
+
+
+def _layout_checks(source_name: str) -> str:
+    """C code that does not compile after the source where its structures are not what `structures.py` says they are."""
+    lines = ["#include <stddef.h>"]
+    for name, structure in STRUCTURES[source_name].items():
+        claims = {f"sizeof({name}) == {ctypes.sizeof(structure)}": f"the size of {name}"}
+        for field, *_ in structure._fields_:
+            ours = getattr(structure, field)
+            claims[f"offsetof({name}, {field}) == {ours.offset}"] = f"the place of {name}.{field}"
+            claims[f"sizeof((({name} *)0)->{field}) == {ours.size}"] = f"the size of {name}.{field}"
+        lines += [f'_Static_assert({claim}, "{what} is another in structures.py");' for claim, what in claims.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home folder may be shared by machines with different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join([platform.machine(), platform.processor(), *told])

@@ -1,0 +1,1 @@
+"""Shards to the finished latent dataset, divided into splits."""

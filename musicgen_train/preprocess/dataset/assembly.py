@@ -1,0 +1,236 @@
+"""Shards to a latent dataset: captions numbered, tracks divided into splits, the folder's files written.
+
+What is written follows from the tracks and what became of them, byte by byte: not from which runs, ranks or shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute
+
+from musicgen_train.latents.format import CAPTION_FEATURES, CAPTIONS_FOLDER, CLIP_FEATURES, REJECTED_NAME
+from musicgen_train.latents.manifest import SplitRecord
+from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, group_of
+from musicgen_train.preprocess.settings import SPLITS, SplitSettings
+from musicgen_train.preprocess.work.results import Results
+from musicgen_train.preprocess.work.scratch import scratch_database
+from musicgen_train.preprocess.work.shards import CAPTIONS_NAME, CLIPS_NAME, TRACKS_NAME, check_content, read_table
+
+# Rows that are written together; a file's bytes follow from it.
+_BATCH_ROWS = 64
+# Shards that are open at a time. Neighbours in the source are in as many shards as there are ranks.
+_OPEN_SHARDS = 256
+
+
+@dataclass(kw_only=True)
+class Assembled:
+    """What the dataset holds."""
+
+    splits: dict[str, SplitRecord]
+    captions: int
+    counts: Counter[str]
+
+
+def assemble(results: Results, shards: Path, dataset: Path, work: Path, settings: SplitSettings) -> Assembled:
+    """Write everything of a latent dataset but its manifest.
+
+    Memory does not grow with the number of clips: tables are memory-mapped, and written batch by batch.
+
+    Args:
+        results: of all ranks.
+        shards: the folder they are in.
+        dataset: the folder to make.
+        work: a folder for files in between.
+        settings: how tracks are divided.
+
+    Raises:
+        DamagedShardError: a shard is not what was written.
+        OSError: the dataset cannot be written.
+    """
+    dataset.mkdir()
+    work.mkdir()
+    for name in results.shards():
+        check_content(shards / name)
+    assembly = _Assembly(results, shards, settings)
+    counts = assembly.write_rejected(dataset / REJECTED_NAME)
+    splits, captions = assembly.write_tables(work)
+    counts["captions_cut"] = assembly.captions_cut
+    with _quiet():
+        parts = {split: _open_stream(work / f"{split}.arrow") for split in splits}
+        datasets.DatasetDict(parts).save_to_disk(str(dataset))
+        # Of no captions it would write no file at all, and not read back what it wrote.
+        _open_stream(work / CAPTIONS_NAME).save_to_disk(
+            str(dataset / CAPTIONS_FOLDER), num_shards=None if captions else 1
+        )
+    return Assembled(splits=splits, captions=captions, counts=counts)
+
+
+class _Assembly:
+    """One walk over all tracks for their splits, and one for their rows."""
+
+    def __init__(self, results: Results, shards: Path, settings: SplitSettings) -> None:
+        self._results = results
+        self._settings = settings
+        # Of this object alone, since what it holds is open.
+        self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(lambda name: _OpenShard(shards / name))
+        self._caption_rows = _CaptionRows()
+        self.captions_cut = 0
+
+    def write_rejected(self, path: Path) -> Counter[str]:
+        """Write a line per rejected track; returns the counts of the manifest."""
+        counts: Counter[str] = Counter()
+        with path.open("w", encoding="utf-8") as file:
+            for result in self._results:
+                counts["files"] += 1
+                if result.problem is not None:
+                    counts["rejected"] += 1
+                    line = {"file": result.id, "reason": result.problem}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    continue
+                shard = self._open(result.shard)
+                track = shard.track(result.row)
+                counts["tracks" if track["clips"] else "too_short"] += 1
+                counts["clips"] += track["clips"]
+                counts["silent"] += sum(shard.clips(track, ["silent"])["silent"].to_pylist())
+                counts["short_tails"] += track["short_tail"]
+                counts["missing_caption"] += bool(track["clips"]) and not track["captions"]
+        return counts
+
+    def write_tables(self, folder: Path) -> tuple[dict[str, SplitRecord], int]:
+        """Write the clips of every split and the captions as Arrow streams.
+
+        Returns:
+            What each split holds, and the number of captions.
+        """
+        rule = SplitRule((member for _, _, member in self._tracks()), self._settings)
+        found = {rule.split_of(member) for _, _, member in self._tracks()}
+        # In one order, whichever split comes first in the source; a split without tracks is left out.
+        records = {split: SplitRecord(clips=0, tracks=0, hours=0.0) for split in SPLITS if split in found}
+        with contextlib.ExitStack() as stack:
+            captions = stack.enter_context(_rows_to(folder / CAPTIONS_NAME, CAPTION_FEATURES))
+            clips = {
+                split: stack.enter_context(_rows_to(folder / f"{split}.arrow", CLIP_FEATURES)) for split in records
+            }
+            for shard, track, member in self._tracks():
+                split = rule.split_of(member)
+                numbers = [self._caption_row(text, shard, captions) for text in track["captions"]]
+                records[split].tracks += 1
+                for clip in shard.clips(track).to_pylist():
+                    seconds = clip.pop("seconds")
+                    clips[split]({**clip, "captions": numbers, "track": track["id"], "metadata": track["metadata"]})
+                    records[split].clips += 1
+                    records[split].hours += seconds / 3600
+        return records, len(self._caption_rows)
+
+    def _tracks(self) -> Iterator[tuple[_OpenShard, dict[str, Any], Membership]]:
+        """All tracks with clips, in the order of the source."""
+        group_by = self._settings.group_by
+        for result in self._results:
+            shard = self._open(result.shard)
+            track = shard.track(result.row)
+            if track["clips"]:
+                metadata = json.loads(track["metadata"]) if group_by is not None else {}
+                group = group_of(track["group"], metadata, group_by)
+                yield shard, track, Membership(group=group, stated=track["stated_split"])
+
+    def _caption_row(self, text: str, shard: _OpenShard, write: Callable[[dict[str, Any]], None]) -> int:
+        """The row of a caption, which is written at its first use."""
+        row, new = self._caption_rows.row_of(text)
+        if new:
+            caption = shard.caption(text)
+            self.captions_cut += caption.pop("cut")
+            write(caption)
+        return row
+
+
+class _OpenShard:
+    """The tables of a shard, memory-mapped; nothing of them is copied but the row asked for."""
+
+    def __init__(self, shard: Path) -> None:
+        self._tracks = read_table(shard, TRACKS_NAME)
+        self._clips = read_table(shard, CLIPS_NAME)
+        self._captions = read_table(shard, CAPTIONS_NAME)
+
+    def track(self, row: int) -> dict[str, Any]:
+        track: dict[str, Any] = self._tracks.slice(row, 1).to_pylist()[0]
+        return track
+
+    def clips(self, track: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+        table = self._clips if columns is None else self._clips.select(columns)
+        return table.slice(track["first_clip"], track["clips"])
+
+    def caption(self, text: str) -> dict[str, Any]:
+        row = pa.compute.index(self._captions["text"], text).as_py()
+        caption: dict[str, Any] = self._captions.slice(row, 1).to_pylist()[0]
+        return caption
+
+
+class _CaptionRows:
+    """Captions and the rows they are given, on disk."""
+
+    def __init__(self) -> None:
+        self._database: sqlite3.Connection = scratch_database()
+        self._database.execute("CREATE TABLE captions (text TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def row_of(self, text: str) -> tuple[int, bool]:
+        """The row of a caption, and whether it is new."""
+        new = self._database.execute("INSERT OR IGNORE INTO captions VALUES (?, ?)", (text, self._count)).rowcount == 1
+        if new:
+            self._count += 1
+            return self._count - 1, True
+        (number,) = self._database.execute("SELECT number FROM captions WHERE text = ?", (text,)).fetchone()
+        return number, False
+
+
+@contextlib.contextmanager
+def _rows_to(path: Path, features: datasets.Features) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes a row to an Arrow stream, some rows at a time."""
+    schema = features.arrow_schema
+    rows: list[dict[str, Any]] = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+
+        def write(row: dict[str, Any]) -> None:
+            rows.append(row)
+            if len(rows) == _BATCH_ROWS:
+                stream.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+        yield write
+        if rows:
+            stream.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _open_stream(path: Path) -> datasets.Dataset:
+    """An Arrow stream as a dataset whose fingerprint is of its content; `from_file` takes the time of writing too."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    opened = datasets.Dataset.from_file(str(path))
+    return datasets.Dataset(opened.data, info=opened.info, split=opened.split, fingerprint=digest[:16])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which know nothing of the run's own."""
+    were_on = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            datasets.enable_progress_bars()

@@ -1,0 +1,1 @@
+"""Tracks to clips, clips to codes, captions to states."""

@@ -1,0 +1,1 @@
+"""Where tracks come from, and what a source says of them."""

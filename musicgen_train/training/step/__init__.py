@@ -1,0 +1,1 @@
+"""One optimizer step: its scores, optimizer, schedule, and whether it is made."""
