@@ -40,7 +40,7 @@ LAYERS = {
         *("devices", "files", "progress", "typed_settings"),
     },
     "doctor": {
-        *("audio", "data", "devices", "doctor", "files", "hub", "latents", "models", "processing", "provenance"),
+        *("audio", "data", "devices", "doctor", "files", "latents", "models", "processing", "provenance"),
         "training",
     },
     "demo": {"audio", "demo", "files", "models", "processing"},
