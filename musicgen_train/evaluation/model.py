@@ -58,7 +58,7 @@ def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, s
         return MusicgenForConditionalGeneration.from_pretrained(source.folder), source.folder
     # Imported here: they bring what trains a model, which reading a composite does not need.
     from musicgen_train.training.weights.merged import with_encoders
-    from musicgen_train.training.weights.starting import Encoders, composite_of, read_checkpoint
+    from musicgen_train.training.weights.starting import EncoderSources, composite_of, read_checkpoint
 
     if source.adapter is not None:
         model, encoders = with_encoders(source.adapter)
@@ -66,7 +66,7 @@ def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, s
     assert source.checkpoint is not None
     trained = read_checkpoint(source.checkpoint)
     # The run's own copy of the encoders, since what it was started from may be gone by now.
-    own = None if source.folder is None else Encoders(source.folder, source.folder)
+    own = None if source.folder is None else EncoderSources(source.folder, source.folder)
     found = own or trained.encoders
     if found is None:
         raise CheckpointError(

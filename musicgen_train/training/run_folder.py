@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musicgen_train.files import PARTIAL, write_atomically
-from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
+from musicgen_train.hub.folder import CONFIG_NAME
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.provenance.record import PATCH_PREFIX
 from musicgen_train.training.checkpoints.reading import DAMAGED, Damaged, damage, newest_intact, remove_partial
 
-CONFIG_NAME = "config.yaml"
+RUN_CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
 METRICS_NAME = "metrics.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -23,7 +23,7 @@ ADAPTER_FOLDER = "adapter"
 SAMPLES_FOLDER = "samples"
 CHECKS_FOLDER = "checks"
 
-AUTO = "auto"
+_AUTO = "auto"
 
 _OUTDATED = (
     "composite/ is what this run had come to at an earlier end. It was made longer, and has gone on from step {step}: "
@@ -43,13 +43,13 @@ class Opened:
 
 def is_run(folder: Path) -> bool:
     """Whether a training run has begun in a folder."""
-    return (folder / PROVENANCE_NAME).is_file() and (folder / CONFIG_NAME).is_file()
+    return (folder / PROVENANCE_NAME).is_file() and (folder / RUN_CONFIG_NAME).is_file()
 
 
 def exported(run: Path) -> Path | None:
     """The composite that a run has ended with; None where it has not, or has gone on since."""
     composite = run / COMPOSITE_FOLDER
-    ended = (composite / HUB_CONFIG_NAME).is_file() and not (run / OUTDATED_NAME).exists()
+    ended = (composite / CONFIG_NAME).is_file() and not (run / OUTDATED_NAME).exists()
     return composite if ended else None
 
 
@@ -89,7 +89,7 @@ def open_run(output: Path, resume: str | None) -> Opened:
     if held and not begun:
         shown = ", ".join(held[:5]) + (", ..." if len(held) > 5 else "")
         raise FileExistsError(f"output={output} holds something else ({shown}); choose another folder")
-    if resume == AUTO:
+    if resume == _AUTO:
         return _newest(output)
     if resume is not None:
         return _given(Path(resume).expanduser())

@@ -15,6 +15,8 @@ from musicgen_train.files import PARTIAL
 from musicgen_train.hub.weights import CheckpointError
 
 EXTENSION = ".ckpt"
+# The entry that holds ours beside Lightning's own; see `MusicgenTraining.on_save_checkpoint`.
+CHECKPOINT_KEY = "musicgen_train"
 # Of a file that was found to be broken.
 DAMAGED = ".damaged"
 

@@ -9,7 +9,7 @@ from typing import Any
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.hub.weights import CheckpointError, list_some
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.training.module import CHECKPOINT_KEY
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY
 
 # What may differ: they change how the decoder trains, not what it is.
 _OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "layerdrop", "use_cache"}

@@ -14,16 +14,16 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 from musicgen_train.files import write_atomically
-from musicgen_train.training.logs.speed import NAMES as SPEED_NAMES
+from musicgen_train.training.logs.speed import SPEED_COLUMNS
 from musicgen_train.training.run_folder import METRICS_NAME
-from musicgen_train.training.step.health import NAMES as HEALTH_NAMES
+from musicgen_train.training.step.health import HEALTH_COLUMNS
 from musicgen_train.training.step.scores import metric_names
 
 
 def columns(num_codebooks: int, losses: Iterable[str] = ()) -> list[str]:
     """All columns of the file; `losses` are those of the datasets of a mix."""
     scores = [*metric_names("train", num_codebooks), *metric_names("val", num_codebooks), *losses]
-    return ["step", "epoch", *scores, "lr", "grad_norm", *HEALTH_NAMES, *SPEED_NAMES]
+    return ["step", "epoch", *scores, "lr", "grad_norm", *HEALTH_COLUMNS, *SPEED_COLUMNS]
 
 
 class MetricsFile(Logger):

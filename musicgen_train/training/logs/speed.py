@@ -14,7 +14,7 @@ import torch
 from musicgen_train.data.batch import Batch
 from musicgen_train.training.module import MusicgenTraining
 
-NAMES = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
+SPEED_COLUMNS = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
 
 
 class Speed(lightning.Callback):

@@ -21,13 +21,13 @@ from torch import nn
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.fingerprint import add_tensors
-from musicgen_train.training.weights.freezing import GROUPS, InGroup, group_of, is_trainable_part
+from musicgen_train.training.weights.freezing import PARAMETER_GROUPS, InGroup, group_predicate, is_trainable_part
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 # peft's name of an adapter where there is only one; it is in the names of a model's tensors, and in no file of peft's.
-NAME = "default"
+ADAPTER_NAME = "default"
 
 # The entry of a training checkpoint that holds the adapter's record.
 ADAPTER_KEY = "adapter"
@@ -48,7 +48,7 @@ class AdapterSettings:
     dropout: float
     """Of the adapter's input, while training."""
     targets: list[str] = field(default_factory=list)
-    """Groups whose linear layers and embeddings get an adapter; see `freezing.GROUPS`."""
+    """Groups whose linear layers and embeddings get an adapter; see `freezing.PARAMETER_GROUPS`."""
     dora: bool
     """Learn the length of each weight vector beside its direction (DoRA)."""
     rank_stabilized: bool
@@ -168,7 +168,7 @@ def add_adapter(
     Raises:
         ValueError: an unknown group, or no module is left.
     """
-    groups = [group_of(name, config.num_hidden_layers, "adapter.targets") for name in settings.targets]
+    groups = [group_predicate(name, config.num_hidden_layers, "adapter.targets") for name in settings.targets]
     names = [
         name
         for name, module in model.named_modules()
@@ -180,7 +180,7 @@ def add_adapter(
     if not names:
         raise ValueError(
             f"adapter.targets={settings.targets} leaves nothing to train beside freeze and train_only; name other "
-            f"groups: {', '.join(name for name in GROUPS if name != _WITHOUT_ADAPTERS)}"
+            f"groups: {', '.join(name for name in PARAMETER_GROUPS if name != _WITHOUT_ADAPTERS)}"
         )
     record = AdapterRecord(
         base=base,
@@ -211,7 +211,7 @@ def inject(model: nn.Module, record: AdapterRecord) -> None:
     from peft import inject_adapter_in_model
 
     mode = model.training
-    inject_adapter_in_model(lora_config(record), model, adapter_name=NAME)
+    inject_adapter_in_model(lora_config(record), model, adapter_name=ADAPTER_NAME)
     model.train(mode)
 
 

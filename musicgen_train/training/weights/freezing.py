@@ -15,7 +15,7 @@ from torch import nn
 _LAYER = r"decoder\.model\.decoder\.layers\.\d+\."
 
 # Every parameter of a decoder and its projection is in exactly one of these, and in one layer or none.
-GROUPS = {
+PARAMETER_GROUPS = {
     "embeddings": r"decoder\.model\.decoder\.embed_tokens\.",
     "heads": r"decoder\.lm_heads\.",
     "self_attention": _LAYER + r"self_attn\.",
@@ -32,8 +32,10 @@ InGroup = Callable[[str], bool]
 
 @dataclass(kw_only=True)
 class FreezeSettings:
-    """Which groups are trained. A group is a name in `GROUPS`, one layer (`layers.3`), or a range with both ends
-    (`layers.0-11`)."""
+    """Which groups of parameters are trained.
+
+    A group is a name in `PARAMETER_GROUPS`, a layer (`layers.3`), or a range of layers with both ends (`layers.0-11`).
+    """
 
     freeze: list[str] = field(default_factory=list)
     """Groups that stay as they are."""
@@ -50,8 +52,8 @@ class FreezeSettings:
         Raises:
             ValueError: there is no such group, or no such layer.
         """
-        frozen = [group_of(name, num_layers, "freeze") for name in self.freeze]
-        only = [group_of(name, num_layers, "train_only") for name in self.train_only]
+        frozen = [group_predicate(name, num_layers, "freeze") for name in self.freeze]
+        only = [group_predicate(name, num_layers, "train_only") for name in self.train_only]
 
         def trained(name: str) -> bool:
             return (not only or any(group(name) for group in only)) and not any(group(name) for group in frozen)
@@ -59,27 +61,27 @@ class FreezeSettings:
         return trained
 
 
-def group_of(group: str, num_layers: int, setting: str) -> InGroup:
+def group_predicate(group: str, num_layers: int, setting: str) -> InGroup:
     """Whether a parameter belongs to a group.
 
     Args:
-        group: a name in `GROUPS`, `layers.N` or `layers.FIRST-LAST`.
+        group: a name in `PARAMETER_GROUPS`, `layers.N` or `layers.FIRST-LAST`.
         num_layers: of the decoder.
         setting: where the name was given, for errors.
 
     Raises:
         ValueError: there is no such group, or no such layer.
     """
-    if group in GROUPS:
-        pattern = re.compile(GROUPS[group])
+    if group in PARAMETER_GROUPS:
+        pattern = re.compile(PARAMETER_GROUPS[group])
         return lambda name: pattern.match(name) is not None
     match = _LAYER_RANGE.fullmatch(group)
     if match is None:
-        close = difflib.get_close_matches(group, GROUPS, n=1)
+        close = difflib.get_close_matches(group, PARAMETER_GROUPS, n=1)
         nearest = f"; the nearest is {close[0]}" if close else ""
         raise ValueError(
-            f"{setting} names the group {group!r}, which there is not{nearest}. There are: {', '.join(GROUPS)}, and "
-            f"layers such as layers.0 or layers.0-{num_layers - 1}"
+            f"{setting} names the group {group!r}, which there is not{nearest}. There are: "
+            f"{', '.join(PARAMETER_GROUPS)}, and layers such as layers.0 or layers.0-{num_layers - 1}"
         )
     first = int(match[1])
     last = first if match[2] is None else int(match[2])
@@ -125,7 +127,7 @@ def frozen_groups(names: Iterable[str], trained: InGroup) -> list[str]:
     """
     present = list(names)
     frozen = []
-    for group, pattern in GROUPS.items():
+    for group, pattern in PARAMETER_GROUPS.items():
         members = [name for name in present if re.match(pattern, name)]
         if members and not any(trained(name) for name in members):
             frozen.append(group)

@@ -13,7 +13,7 @@ from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 from musicgen_train.training.weights.adapter_files import read_adapter
-from musicgen_train.training.weights.starting import Encoders, composite_of, with_adapter
+from musicgen_train.training.weights.starting import EncoderSources, composite_of, with_adapter
 
 
 def load_adapted(adapter: str | Path, base: str | None = None) -> MusicgenForConditionalGeneration:
@@ -62,7 +62,7 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     return model
 
 
-def with_encoders(adapter: Path, base: str | None = None) -> tuple[MusicgenForConditionalGeneration, Encoders]:
+def with_encoders(adapter: Path, base: str | None = None) -> tuple[MusicgenForConditionalGeneration, EncoderSources]:
     """See `load_adapted`; also where the encoders came from."""
     record, state = read_adapter(adapter)
     trained = with_adapter(record, state, str(adapter), base)

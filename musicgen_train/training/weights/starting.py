@@ -24,8 +24,7 @@ from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
-from musicgen_train.training.checkpoints.reading import load_plain
-from musicgen_train.training.module import CHECKPOINT_KEY
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY, load_plain
 from musicgen_train.training.weights.adapter_files import read_adapter
 from musicgen_train.training.weights.adapters import (
     ADAPTER_KEY,
@@ -59,7 +58,7 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class Encoders:
+class EncoderSources:
     """Folders or hub ids that the frozen encoders come from, each of a composite or of an encoder alone."""
 
     text: str
@@ -75,7 +74,7 @@ class Start:
 
     composite: MusicgenForConditionalGeneration
     processor: MusicgenProcessor
-    encoders: Encoders
+    encoders: EncoderSources
     """Where the frozen encoders and the processor came from."""
     new_projection: bool = False
     """Whether the projection of the text has random values, and has to be trained."""
@@ -90,7 +89,7 @@ class TrainedParts:
     decoder: MusicgenForCausalLM
     projection: Mapping[str, torch.Tensor] | None
     """State of `enc_to_dec_proj`, if there is one."""
-    encoders: Encoders | None
+    encoders: EncoderSources | None
     """Where the encoders are that belong to them, if that is known."""
 
 
@@ -149,10 +148,10 @@ def load_start(
     return Start(composite.eval(), processor, source, new_projection, made_stereo)
 
 
-def _encoders_of(encoders: str | None, trained: TrainedParts, manifest: Manifest) -> Encoders:
+def _encoders_of(encoders: str | None, trained: TrainedParts, manifest: Manifest) -> EncoderSources:
     if encoders is not None:
-        return Encoders(encoders, encoders)
-    return trained.encoders or Encoders(manifest.text_encoder.name, manifest.audio_encoder.name)
+        return EncoderSources(encoders, encoders)
+    return trained.encoders or EncoderSources(manifest.text_encoder.name, manifest.audio_encoder.name)
 
 
 def _from_scratch(architecture: dict[str, Any], manifest: Manifest) -> TrainedParts:
@@ -177,10 +176,10 @@ def _trained_parts(init_from: str) -> TrainedParts:
         raise ValueError(f"{init_from} is of type {config.model_type}; init_from takes a musicgen or its decoder")
     model = MusicgenForConditionalGeneration.from_pretrained(source.folder)
     projection = None if model.enc_to_dec_proj is None else model.enc_to_dec_proj.state_dict()
-    return TrainedParts(model.decoder, projection, Encoders(source.folder, source.folder))
+    return TrainedParts(model.decoder, projection, EncoderSources(source.folder, source.folder))
 
 
-def composite_of(trained: TrainedParts, encoders: Encoders, what: str) -> MusicgenForConditionalGeneration:
+def composite_of(trained: TrainedParts, encoders: EncoderSources, what: str) -> MusicgenForConditionalGeneration:
     """A trained decoder and projection between their encoders, in eval mode.
 
     Args:
@@ -218,10 +217,10 @@ def read_checkpoint(path: Path) -> TrainedParts:
     ours, state = content[CHECKPOINT_KEY], content["state_dict"]
     if ADAPTER_KEY in ours:
         record = AdapterRecord.from_dict(ours[ADAPTER_KEY], str(path))
-        return replace(with_adapter(record, state, str(path)), encoders=Encoders(**ours["encoders"]))
+        return replace(with_adapter(record, state, str(path)), encoders=EncoderSources(**ours["encoders"]))
     decoder = _decoder_with(MusicgenDecoderConfig.from_dict(ours["decoder_config"]), _below("decoder.", state))
     decoder.generation_config = GenerationConfig.from_dict(ours["generation_config"])
-    return TrainedParts(decoder, _below("enc_to_dec_proj.", state) or None, Encoders(**ours["encoders"]))
+    return TrainedParts(decoder, _below("enc_to_dec_proj.", state) or None, EncoderSources(**ours["encoders"]))
 
 
 def with_adapter(
@@ -311,7 +310,7 @@ def _check_codes(config: MusicgenDecoderConfig, manifest: Manifest, what: str, l
 
 
 def _check_encoders(
-    text_encoder: T5EncoderModel, audio_encoder: EncodecModel, manifest: Manifest, source: Encoders, latents: str
+    text_encoder: T5EncoderModel, audio_encoder: EncodecModel, manifest: Manifest, source: EncoderSources, latents: str
 ) -> None:
     different = [
         f"the {kind} encoder of {given} (fingerprint {found[:12]}) is not the one the latents were made with "
