@@ -52,7 +52,7 @@ ALLOWED_FOREIGN = {
     "latents": {"datasets"},
     "preprocess": {"datasets", "lightning", "omegaconf"},
     "data": {"datasets", "lightning"},
-    "training": {"hydra", "lightning", "omegaconf", "peft"},
+    "training": {"hydra", "lightning", "omegaconf", "peft", "wandb"},
     "evaluation": {"omegaconf"},
     "doctor": {"omegaconf"},
 }

@@ -10,7 +10,9 @@ from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.fingerprint import fingerprint
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
+from musicgen_train.training.weights.merged import with_encoders
 from musicgen_train.training.weights.model_source import ModelSource
+from musicgen_train.training.weights.starting import EncoderSources, composite_of, read_checkpoint
 
 _SHOWN = 12
 
@@ -56,10 +58,6 @@ def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, s
     if source.checkpoint is None and source.adapter is None:
         assert source.folder is not None
         return MusicgenForConditionalGeneration.from_pretrained(source.folder), source.folder
-    # Imported here: they bring what trains a model, which reading a composite does not need.
-    from musicgen_train.training.weights.merged import with_encoders
-    from musicgen_train.training.weights.starting import EncoderSources, composite_of, read_checkpoint
-
     if source.adapter is not None:
         model, encoders = with_encoders(source.adapter)
         return model, encoders.text
