@@ -68,6 +68,7 @@ MOVED = {
     "training.metrics_file": "training.logs.metrics_file",
     "training.model_source": "training.weights.model_source",
     "training.optimizers": "training.step.optimizers",
+    "training.precision": "training.settings",
     "training.progress_bar": "training.logs.progress_bar",
     "training.provenance": "training.logs.origin",
     "training.resume_checks": "training.checkpoints.resume_checks",

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases sends, and has an account to send with; wandb is slow and only imported if it is asked."""
+"""Tells whether Weights & Biases sends, and has an account. wandb is slow to import, so only `has_account` does it."""
 
 from __future__ import annotations
 

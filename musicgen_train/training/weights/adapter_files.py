@@ -1,4 +1,4 @@
-"""An adapter as a folder in peft's layout, a few MB, which says which model it belongs to."""
+"""Adapters on disk: a folder in peft's layout, a few MB, that says which model it belongs to."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from musicgen_train.training.weights.adapters import ADAPTER_NAME, AdapterRecord
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
-# peft's names are those below a model of its own around the adapted one.
+# peft wraps the adapted model in one of its own, and its names begin with it.
 _PREFIX = "base_model.model."
-# The entry of the safetensors file's metadata that holds the record.
+# The entry in the metadata of the safetensors file that holds the record.
 _RECORD = "musicgen_train"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Returns True if a folder holds an adapter."""
     return (folder / ADAPTER_CONFIG_NAME).is_file()
 
 
 def save_adapter(model: nn.Module, record: AdapterRecord, folder: Path, card: str) -> None:
-    """Write a model's adapter, and nothing of its base.
+    """Write the adapter of a model, without its base.
 
     peft reads the folder too: `peft.PeftModel.from_pretrained(model, folder)` on transformers' class of the same base
-    (made stereo before, where the record says so).
+    (which has to be made stereo first, if the record has two channels).
 
     Args:
-        model: with the adapter.
-        record: of it.
-        folder: where to; made if need be.
+        model: the model with the adapter.
+        record: the adapter's record.
+        folder: the folder to write, which is made if need be.
         card: the README.md.
     """
     from peft import get_peft_model_state_dict
@@ -55,7 +55,7 @@ def save_adapter(model: nn.Module, record: AdapterRecord, folder: Path, card: st
 
 
 def read_adapter(folder: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor]]:
-    """An adapter's record and its tensors, under the names of a training checkpoint.
+    """Read an adapter's record, and its tensors under the names that they have in a training checkpoint.
 
     Raises:
         FileNotFoundError: the folder has no adapter.
@@ -79,7 +79,7 @@ def read_adapter(folder: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor]]:
 
 
 def _name_in_model(name: str) -> str:
-    """A tensor's name in a model, where the adapter's own name is part of it."""
+    """The name of a tensor in a model, which contains the name of the adapter."""
     name = name.removeprefix(_PREFIX)
     module, _, part = name.rpartition(".lora_")
     kind, dot, rest = part.partition(".")

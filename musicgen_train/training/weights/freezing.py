@@ -1,4 +1,4 @@
-"""Which parts of the decoder are trained: named groups of parameters, and ranges of layers.
+"""Freezing: which parts of the decoder are trained, by named groups of parameters and ranges of layers.
 
 Names are those of the composite: `decoder.*` and `enc_to_dec_proj.*`.
 """
@@ -14,7 +14,7 @@ from torch import nn
 
 _LAYER = r"decoder\.model\.decoder\.layers\.\d+\."
 
-# Every parameter of a decoder and its projection is in exactly one of these, and in one layer or none.
+# Every parameter of a decoder and its projection is in exactly one of these groups, and in at most one layer.
 PARAMETER_GROUPS = {
     "embeddings": r"decoder\.model\.decoder\.embed_tokens\.",
     "heads": r"decoder\.lm_heads\.",
@@ -28,6 +28,7 @@ _LAYER_RANGE = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 _LAYER_NUMBER = re.compile(r"decoder\.model\.decoder\.layers\.(\d+)\.")
 
 InGroup = Callable[[str], bool]
+"""Tells of the name of a parameter whether it belongs to a group."""
 
 
 @dataclass(kw_only=True)
@@ -38,19 +39,19 @@ class FreezeSettings:
     """
 
     freeze: list[str] = field(default_factory=list)
-    """Groups that stay as they are."""
+    """Groups that are not trained."""
     train_only: list[str] = field(default_factory=list)
-    """Where given, nothing else is trained."""
+    """If given, only these groups are trained."""
 
     def __post_init__(self) -> None:
         if self.freeze and self.train_only:
             raise ValueError("freeze and train_only are both given; use one of them")
 
     def trains(self, num_layers: int) -> InGroup:
-        """Whether a parameter of that name is trained, in a decoder of so many layers.
+        """A function that tells whether the parameter of a name is trained.
 
         Raises:
-            ValueError: there is no such group, or no such layer.
+            ValueError: there is no such group, or no such layer in a decoder with `num_layers`.
         """
         frozen = [group_predicate(name, num_layers, "freeze") for name in self.freeze]
         only = [group_predicate(name, num_layers, "train_only") for name in self.train_only]
@@ -62,12 +63,12 @@ class FreezeSettings:
 
 
 def group_predicate(group: str, num_layers: int, setting: str) -> InGroup:
-    """Whether a parameter belongs to a group.
+    """A function that tells whether the parameter of a name belongs to a group.
 
     Args:
         group: a name in `PARAMETER_GROUPS`, `layers.N` or `layers.FIRST-LAST`.
-        num_layers: of the decoder.
-        setting: where the name was given, for errors.
+        num_layers: layers of the decoder.
+        setting: the setting that names the group, for errors.
 
     Raises:
         ValueError: there is no such group, or no such layer.
@@ -91,12 +92,12 @@ def group_predicate(group: str, num_layers: int, setting: str) -> InGroup:
 
 
 def freeze_parameters(model: nn.Module, settings: FreezeSettings, num_layers: int) -> None:
-    """Turn off gradients of what is not to be trained; the optimizer takes only what has them.
+    """Set `requires_grad` to False for all parameters that are not to be trained; the optimizer leaves those out.
 
     Args:
         model: a module with the parts `decoder` and, where there is one, `enc_to_dec_proj`.
-        settings: which groups.
-        num_layers: of the decoder.
+        settings: which groups are trained.
+        num_layers: layers of the decoder.
 
     Raises:
         ValueError: an unknown group, or nothing is left to train.
@@ -109,21 +110,21 @@ def freeze_parameters(model: nn.Module, settings: FreezeSettings, num_layers: in
 
 
 def require_something_to_train(model: nn.Module) -> None:
-    """Refuse a model without a single parameter to train.
+    """Check that a model has a parameter to train.
 
     Raises:
-        ValueError: all is frozen.
+        ValueError: all are frozen.
     """
     if not any(parameter.requires_grad for _, parameter in model.named_parameters()):
         raise ValueError("freeze and train_only leave nothing to train; leave a group out of freeze")
 
 
 def frozen_groups(names: Iterable[str], trained: InGroup) -> list[str]:
-    """The groups none of whose parameters are trained.
+    """The groups that have parameters, none of which are trained.
 
     Args:
-        names: of all parameters there are.
-        trained: whether one of that name is trained.
+        names: the names of all parameters.
+        trained: tells whether the parameter of a name is trained.
     """
     present = list(names)
     frozen = []
@@ -135,5 +136,5 @@ def frozen_groups(names: Iterable[str], trained: InGroup) -> list[str]:
 
 
 def is_trainable_part(name: str) -> bool:
-    """Whether a tensor of a composite is of the decoder or the projection, not of a frozen encoder."""
+    """Returns True if a tensor of a composite belongs to the decoder or the projection, not to a frozen encoder."""
     return name.startswith(("decoder.", "enc_to_dec_proj."))
