@@ -19,7 +19,7 @@ class EarlyStopping(LightningEarlyStopping):
     """
 
     def has_ended(self, state: Mapping[str, Any]) -> bool:
-        """Returns True if a run stays stopped whose checkpoint holds this state, under the settings of this callback."""
+        """Returns True if a run whose checkpoint holds this state stays stopped under the settings of now."""
         holds = {
             EarlyStoppingReason.NOT_STOPPED: False,
             EarlyStoppingReason.PATIENCE_EXHAUSTED: int(state["wait_count"]) >= self.patience,
