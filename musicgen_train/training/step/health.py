@@ -78,11 +78,11 @@ class NotFinite:
         if self.codebooks:
             what = f"the loss of {', '.join(f'q{number}' for number in self.codebooks)} is not finite"
         elif self.gradients:
-            what = f"the loss is finite, the gradient of {_some(self.gradients)} is not"
+            what = f"the loss is finite, the gradient of {some_of(self.gradients)} is not"
         else:
             # Each gradient is finite, and the sum of their squares overflows.
             what = "the norm of the gradients is not finite"
-        return f"{what}; clips: {_some(self.clips, 8) if self.clips else 'unknown'}"
+        return f"{what}; clips: {some_of(self.clips, 8) if self.clips else 'unknown'}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class LossSpikes:
 
 
 class Health:
-    """Counts the steps of a run that were left out, watches its losses, and prints a line for each fault."""
+    """Counts the steps of a run that were left out, and watches its losses for spikes."""
 
     def __init__(self, settings: HealthSettings) -> None:
         self.settings = settings
@@ -141,30 +141,13 @@ class Health:
         """Print a line about a spike."""
         warn(
             f"step {step}: the loss is {loss:.3f}, {score.deviations:.0f} standard deviations above the usual "
-            f"{score.usual:.3f}; clips: {_some(clips, 8) if clips else 'unknown'}"
+            f"{score.usual:.3f}; clips: {some_of(clips, 8) if clips else 'unknown'}"
         )
 
-    def skip(self, step: int, found: NotFinite) -> None:
-        """Count a step that is left out, and print a line about it.
-
-        Raises:
-            UnhealthyRunError: the weights are no longer finite, or there were too many such steps.
-        """
+    def left_out(self) -> None:
+        """Count a step that is left out."""
         self.skipped += 1
         self.in_a_row += 1
-        if found.weights:
-            raise UnhealthyRunError(
-                f"stopped at step {step}: the weights of {_some(found.weights)} are not finite. {REMEDY}"
-            )
-        warn(f"step {step} left out ({self.in_a_row} in a row, {self.skipped} in all): {found}")
-        for name, count in (("max_skipped_in_a_row", self.in_a_row), ("max_skipped", self.skipped)):
-            limit = getattr(self.settings, name)
-            if count >= limit:
-                kind = "in a row" if name == "max_skipped_in_a_row" else "in all"
-                raise UnhealthyRunError(
-                    f"stopped at step {step}: {count} steps {kind} were not finite (health.{name}={limit}); the last: "
-                    f"{found}. {REMEDY}"
-                )
 
     def metrics(self) -> dict[str, float]:
         """The counts so far and the highest spike since the last call, under the names of `HEALTH_COLUMNS`."""
@@ -207,6 +190,7 @@ def not_finite(named: Iterable[tuple[str, torch.Tensor | None]]) -> list[str]:
     return [name for (name, _), good in zip(held, finite, strict=True) if not good]
 
 
-def _some(names: list[str], count: int = 3) -> str:
+def some_of(names: list[str], count: int = 3) -> str:
+    """The first of some names, as text that says how many more there are."""
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from musicgen_train.training.logs.console import warn
 from musicgen_train.training.step.collectives import from_all_ranks, sum_over_ranks
-from musicgen_train.training.step.health import Health, NotFinite
+from musicgen_train.training.step.health import REMEDY, Health, NotFinite, UnhealthyRunError, some_of
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,32 @@ def judge_step(
         health.scaler_skips += 1
     else:
         first, *others = from_all_ranks(faults())
-        health.skip(step, sum(others, start=first))
+        leave_out(step, sum(others, start=first), health)
     return Verdict(False, {"grad_norm": math.nan})
+
+
+def leave_out(step: int, faults: NotFinite, health: Health) -> None:
+    """Count a step as left out because of its faults, and print a line about it.
+
+    Raises:
+        UnhealthyRunError: the weights are not finite, or too many steps were left out.
+    """
+    health.left_out()
+    if faults.weights:
+        raise UnhealthyRunError(
+            f"stopped at step {step}: the weights of {some_of(faults.weights)} are not finite. {REMEDY}"
+        )
+    warn(f"step {step} left out ({health.in_a_row} in a row, {health.skipped} in all): {faults}")
+    for setting, count, kind in (
+        ("max_skipped_in_a_row", health.in_a_row, "in a row"),
+        ("max_skipped", health.skipped, "in all"),
+    ):
+        limit = getattr(health.settings, setting)
+        if count >= limit:
+            raise UnhealthyRunError(
+                f"stopped at step {step}: {count} steps {kind} were not finite (health.{setting}={limit}); the last: "
+                f"{faults}. {REMEDY}"
+            )
 
 
 def _scaler_lowers_its_scale(scaler: torch.amp.GradScaler | None, loss: float) -> bool:
