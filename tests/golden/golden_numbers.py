@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_inputs import COMPOSITE, DECODER, STEREO_DECODER, uniform, whole
+from golden_inputs import COMPOSITE, STEREO_DECODER, uniform, whole
 
 from musicgen_train import MusicgenForCausalLM, MusicgenForConditionalGeneration, MusicgenProcessor
 
@@ -65,13 +65,13 @@ def _generated(kind: str, model: MusicgenForCausalLM) -> dict[str, torch.Tensor]
         mask[0, 3:] = 0
         mask[1] = 0
         return model.generate(
-            encoder_hidden_states=uniform(1, rows, 5, DECODER["hidden_size"]).to(model.dtype),
+            encoder_hidden_states=uniform(1, rows, 5, model.config.hidden_size).to(model.dtype),
             encoder_attention_mask=mask,
             generator=torch.Generator().manual_seed(seed),
             **{**SAMPLED, **settings},
         )
 
-    prompt = whole(2, DECODER["vocab_size"], 3, model.num_codebooks, 6)
+    prompt = whole(2, model.config.vocab_size, 3, model.num_codebooks, 6)
     found = {
         **{f"seed {seed}": generate(seed) for seed in SEEDS},
         "greedy": generate(0, do_sample=False),

@@ -30,8 +30,10 @@ if __name__ == "__main__":
 import datasets
 import numpy as np
 import torch
-from golden_inputs import GOLDEN, SEED, write_inputs
+from golden_inputs import GOLDEN
 from golden_numbers import all_numbers, c_code_is_loaded, codes_in_double, numbers_without_c_code
+from golden_origin import SEED, write_inputs
+from golden_snapshots import SNAPSHOTS
 from golden_training import RUNS, train
 
 
@@ -65,6 +67,9 @@ def main() -> None:
             write_inputs()
         if "numbers" in parts:
             write_numbers(Path(folder))
+    if "snapshots" in parts:
+        for name, make in SNAPSHOTS.items():
+            (GOLDEN / name).write_text(make())
 
 
 if __name__ == "__main__":
