@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
-from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.module import CHECKPOINT_KEY, MusicgenTraining
 from musicgen_train.training.precision import resolve_precision
 from musicgen_train.training.schedule import ScheduleSettings
 
@@ -121,6 +121,33 @@ def test_parts_of_a_step_add_up_to_its_loss_and_gradient(
         for name, value in module.named_parameters():
             assert value.grad is not None
             torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-8)
+
+
+def test_codebooks_without_anything_to_score_in_a_whole_step_do_not_count(composite: Path, tmp_path: Path) -> None:
+    # Clips of two frames: nothing of the third and fourth codebook is ever scored.
+    short = write_latents(tmp_path / "latents", composite, [ClipSpec(2)] * 4, [ClipSpec(9)])
+    module, model = module_of(composite)
+    module._trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=1)  # type: ignore[assignment]
+    whole = next(iter(data_of(short, global_batch=4, micro_batch=4, world_size=1, rank=0).train_dataloader()))
+    data = data_of(short, global_batch=4, micro_batch=2, world_size=1, rank=0)
+    total = 0.0
+    for part in list(data.train_dataloader())[:2]:
+        part.text_states = part.text_states.double()
+        total += module.training_step(part, 0).item() / 2
+    assert total == pytest.approx(loss_of_clips(model, [whole]).item(), rel=1e-6)
+
+
+def test_scores_since_the_last_row_are_counted_once_among_the_ranks_that_go_on(composite: Path) -> None:
+    saved = {"sums_K": torch.arange(4.0), "counts_K": torch.arange(4) + 2, "correct_K": torch.ones(4).long()}
+    found = []
+    for rank in range(3):
+        module, _ = module_of(composite)
+        module._trainer = SimpleNamespace(global_rank=rank)  # type: ignore[assignment]
+        module.on_load_checkpoint({CHECKPOINT_KEY: {"since_log": saved}})
+        assert module._since_log is not None
+        found.append(vars(module._since_log))
+    for name, value in saved.items():
+        assert torch.equal(sum(each[name] for each in found), value)
 
 
 @pytest.mark.parametrize(("world_size", "size"), [(1, 2), (2, 2), (3, 1), (4, 2)])
