@@ -1,4 +1,4 @@
-"""This makes `tests/assets/golden/`: work of the code as it was before the package was reorganised.
+"""This makes `tests/assets/old_work/`: work of the code as it was before the package was reorganised.
 
     PYTHONPATH=. python tests/golden/make_old_work.py
 
@@ -42,7 +42,7 @@ import musicgen_train.training.last_checkpoint
 import musicgen_train.training.model_source
 import musicgen_train.training.run
 
-ASSETS = Path(__file__).parents[1] / "assets" / "golden"
+ASSETS = Path(__file__).parents[1] / "assets" / "old_work"
 PLACE = Path("/tmp/musicgen-golden")
 # Of the assets' files, so that nothing depends on when they were checked out: a grown input is known by it.
 TIME_NS = 1_700_000_000 * 10**9
