@@ -25,8 +25,8 @@ from musicgen_train import (
     MusicgenProcessor,
     T5Tokenizer,
 )
-from musicgen_train.latents.fingerprint import fingerprint
 from musicgen_train.latents.manifest import EncoderRecord
+from musicgen_train.models.fingerprint import fingerprint
 
 SEED = 20
 DECODER: dict[str, Any] = {

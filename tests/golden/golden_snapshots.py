@@ -25,7 +25,7 @@ from tiny_run import QUICK, compose
 import musicgen_train
 from musicgen_train import EncodecModel, MusicgenForCausalLM, MusicgenForConditionalGeneration, T5EncoderModel
 from musicgen_train.launch import CONFIG_FOLDER
-from musicgen_train.preprocess.start import run as preprocess
+from musicgen_train.preprocess.entry import run as preprocess
 from musicgen_train.training.run import run as train
 
 GROUPS = sorted(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())

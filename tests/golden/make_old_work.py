@@ -31,16 +31,16 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 import musicgen_train
-import musicgen_train.evaluation.assemble
-import musicgen_train.latents.fingerprint
+import musicgen_train.evaluation.model
 import musicgen_train.latents.format
 import musicgen_train.latents.manifest
 import musicgen_train.launch
-import musicgen_train.preprocess.start
+import musicgen_train.models.fingerprint
+import musicgen_train.preprocess.entry
 import musicgen_train.provenance.record
-import musicgen_train.training.last_checkpoint
-import musicgen_train.training.model_source
+import musicgen_train.training.checkpoints.last_checkpoint
 import musicgen_train.training.run
+import musicgen_train.training.weights.model_source
 
 ASSETS = Path(__file__).parents[1] / "assets" / "old_work"
 PLACE = Path("/tmp/musicgen-golden")
@@ -187,7 +187,7 @@ def write_latents(folder: Path) -> None:
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
     record, fingerprint = (
         musicgen_train.latents.manifest.EncoderRecord,
-        musicgen_train.latents.fingerprint.fingerprint,
+        musicgen_train.models.fingerprint.fingerprint,
     )
     musicgen_train.latents.manifest.Manifest(
         text_encoder=record(name="composite", fingerprint=fingerprint(model.text_encoder)),
@@ -251,7 +251,7 @@ def preprocess(output: str = "preprocessed") -> Any:
     }
     config = OmegaConf.merge(OmegaConf.load(musicgen_train.launch.CONFIG_FOLDER / "preprocess.yaml"), given)
     assert isinstance(config, DictConfig)
-    return musicgen_train.preprocess.start.run(config)
+    return musicgen_train.preprocess.entry.run(config)
 
 
 def rows_digest(folder: Path) -> str:
@@ -276,8 +276,8 @@ def greedy_codes(model: musicgen_train.MusicgenForConditionalGeneration, folder:
 
 def codes_of_model(name: str) -> list[list[list[int]]]:
     """What `model=NAME` of the evaluation makes; of the encoders of `composite`, which all of them have."""
-    source = musicgen_train.training.model_source.find_model(name, "model")
-    return greedy_codes(musicgen_train.evaluation.assemble.load_model(source).model, Path("composite"))
+    source = musicgen_train.training.weights.model_source.find_model(name, "model")
+    return greedy_codes(musicgen_train.evaluation.model.load_model(source).model, Path("composite"))
 
 
 def targets() -> list[str]:
@@ -293,7 +293,7 @@ def targets() -> list[str]:
 
 def die_after_the_first_checkpoint() -> Any:
     """Let the next run end as if it was killed once it has saved its place; returns what undoes that."""
-    owner: Any = musicgen_train.training.last_checkpoint.LastCheckpoint
+    owner: Any = musicgen_train.training.checkpoints.last_checkpoint.LastCheckpoint
     save = owner._save
 
     def save_and_die(self: Any, trainer: Any) -> None:
