@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from musicgen_train.data.batch import Batch, Example, PackedBatch, collate, delivered, pack
+from musicgen_train.data.batch import Batch, Example, collate
 from musicgen_train.data.keyed_random import uniform
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.data.loader import LastingLoader, TimedLoader
@@ -249,14 +250,13 @@ class LatentDataModule(lightning.LightningDataModule):
         return {
             # A sampler's index is a whole micro-batch, so the dataset gives batches and nothing is left to collate.
             "batch_size": None,
-            "collate_fn": delivered,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
 
-class TrainingClips(Dataset[PackedBatch]):
+class TrainingClips(Dataset[Batch]):
     """Micro-batches of clips, each cut, captioned or not as the seed, its epoch and its row say."""
 
     def __init__(
@@ -284,10 +284,10 @@ class TrainingClips(Dataset[PackedBatch]):
         clip = source[row]
         return f"row {row} of {source.folder} ({clip.track} at {clip.start_seconds:g} s)"
 
-    def __getitem__(self, micro_batch: MicroBatch) -> PackedBatch:
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         examples = self.examples(micro_batch.draws)
-        batch = pack(examples, self.datasets[0].manifest.text_width)
-        batch.step_frames = micro_batch.step_frames
+        batch = collate(examples, self.datasets[0].manifest.text_width)
+        batch.step_frames = torch.as_tensor(micro_batch.step_frames, dtype=torch.long)
         batch.index = micro_batch.index
         batch.clips = tuple((draw.dataset, draw.row) for draw in micro_batch.draws)
         return batch
@@ -309,7 +309,7 @@ class TrainingClips(Dataset[PackedBatch]):
         return Example(clip.codes_KT[:, first : first + frames], states)
 
 
-class ValidationClips(Dataset[PackedBatch]):
+class ValidationClips(Dataset[Batch]):
     """Batches of clips, always the same: each one's beginning, under its first caption.
 
     Args:
@@ -340,7 +340,7 @@ class ValidationClips(Dataset[PackedBatch]):
             for rows in _dealt(np.argsort(frames, kind="stable"), size, rank, world_size)
         ]
 
-    def __getitem__(self, which: ValidationRows) -> PackedBatch:
+    def __getitem__(self, which: ValidationRows) -> Batch:
         dataset, frames = self.datasets[which.dataset], self._frames_of[which.dataset]
         manifest = dataset.manifest
         examples = []
@@ -349,7 +349,7 @@ class ValidationClips(Dataset[PackedBatch]):
             states = dataset.states(clip.captions[0]) if clip.captions else None
             examples.append(Example(clip.codes_KT[:, : frames[row]], states))
         nothing = Example(np.zeros((manifest.num_codebooks, 0), dtype=np.int16), None)
-        batch = pack(examples or [nothing], manifest.text_width)
+        batch = collate(examples or [nothing], manifest.text_width)
         batch.clips = tuple((which.dataset, row) for row in which.rows.tolist())
         batch.dataset = which.dataset
         return batch
