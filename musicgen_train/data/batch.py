@@ -1,4 +1,4 @@
-"""A batch of clips, padded to the longest.
+"""Pads clips to a batch.
 
 Axes: B batch, K codebooks, T frames, L text length, D text width.
 """
@@ -19,7 +19,7 @@ from musicgen_train.models.loss import IGNORE
 
 @dataclass(frozen=True)
 class Example:
-    """One clip with the caption it is trained on."""
+    """One clip and the text states it is trained with."""
 
     codes_KT: np.ndarray
     """int16, aligned."""
@@ -40,24 +40,24 @@ class Batch:
     frames: torch.Tensor
     """int64 `(B,)`, the length of each clip."""
     step_frames: torch.Tensor | None = None
-    """int64: the lengths of all clips of the optimizer step that this batch is a part of, over micro-batches and ranks.
+    """int64: the lengths of all clips of the optimizer step that this batch belongs to, over micro-batches and ranks;
     None outside training."""
     index: int = 0
-    """Number of this micro-batch in the run."""
+    """The number of this micro-batch in the run."""
     clips: tuple[tuple[int, int], ...] = ()
-    """Of each clip the number of its dataset in the mix and its row there."""
+    """For each clip, the number of its dataset in the mix and its row there."""
     dataset: int = 0
-    """Number in the mix of the dataset that a validation batch is of."""
+    """The number in the mix of the dataset that a validation batch comes from."""
 
     def __len__(self) -> int:
         return self.codes.shape[0]
 
     def labels(self, delays: Sequence[int], special_id: int) -> torch.Tensor:
-        """What the decoder is trained on, `(B, T, K)`; see `delay_pattern.training_labels`.
+        """Delayed labels, int64 `(B, T, K)`; see `delay_pattern.training_labels`.
 
         Each clip is scored as if it were alone: codebook k on its first `frames - delay` codes. Without that cut a
-        clip would be scored on up to `delay` codes more where a longer clip is in its batch, and the loss would
-        depend on how clips are put together.
+        clip beside a longer one would be scored on up to `delay` codes more, and the loss would depend on which clips
+        share a batch.
         """
         labels_BTK = training_labels(self.codes, list(delays), special_id)
         steps_T = torch.arange(labels_BTK.shape[1], device=labels_BTK.device)
@@ -65,16 +65,16 @@ class Batch:
         return labels_BTK.masked_fill(beyond_BT[..., None], IGNORE)
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch on a device; copies from pinned memory to a GPU run beside the computation.
+        """Copy the batch to a device; copies from pinned memory to a CUDA device are asynchronous.
 
-        Elsewhere a copy is waited for: to Apple's MPS it may read memory that is given to others by then (pytorch issue
-        189690), and back to the CPU the values would not be there yet.
+        All others are synchronous: a copy to Apple's MPS may otherwise read memory that has been given to others
+        (pytorch issue 189690), and a copy to the CPU would return before the values have arrived.
         """
         beside = torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=beside))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory; the loader asks for it."""
+        """Copy the batch to page-locked memory; torch's loader calls this."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:

@@ -36,7 +36,7 @@ class Clip:
     codes_KT: np.ndarray
     """int16, aligned."""
     captions: list[int]
-    """Rows of the captions; none is the null condition."""
+    """Rows of the captions table; an empty list is the null condition."""
     _table: pa.Table
     _row: int
 
@@ -54,10 +54,10 @@ class Clip:
 class LatentDataset:
     """A split of a latent dataset.
 
-    It may be pickled, e.g. for a worker process, which then opens the files anew.
+    It can be pickled, e.g. for a worker process, which opens the files again.
 
     Args:
-        folder: what `scripts/preprocess.py` wrote.
+        folder: a latent dataset, as preprocessing writes it.
         split: `train`, `validation` or `test`.
 
     Raises:
@@ -120,9 +120,9 @@ class LatentDataset:
         return float(self.frames.sum(dtype=np.int64)) / self.manifest.frame_rate
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the split holds: its shape and encoders, the length of every clip, and clips all over it.
+        """A SHA-256 of the split's shape, its encoders, the length of every clip, and a sample of clips.
 
-        It costs milliseconds, and differs between datasets that differ in more than a few clips.
+        It takes milliseconds, and tells apart datasets that differ in more than a few clips.
         """
         manifest = self.manifest
         digest = hashlib.sha256(
