@@ -143,7 +143,7 @@ def test_validation_is_shared_out_evenly(latents: Path, size: int, world: int, c
     assert [len(batches) for batches in per_rank] == [count] * world
     rows = [row for batches in per_rank for batch in batches for row in batch.rows.tolist()]
     assert sorted(rows) == [0, 1, 2]
-    scored = sum(sum(clips[batch].lengths) for batches in per_rank for batch in batches)
+    scored = sum(int(clips[batch].frames.sum()) for batches in per_rank for batch in batches)
     assert scored == 17 + 23 + 29
 
 
