@@ -52,8 +52,8 @@ class MixPart:
 class MixOrder:
     """Decides which dataset every draw of an endless stream comes from.
 
-    Draws are made in rounds: a round has each dataset's exact number of draws, spread as evenly as whole draws can be, so
-    that any number of consecutive draws has each share to within a few draws. The order depends on the weights alone.
+    Draws are made in rounds. A round has each dataset's exact number of draws, spread as evenly as whole draws can be,
+    so that any number of consecutive draws has each share to within a few draws. Only the weights decide the order.
 
     Args:
         weights: one per dataset, above 0.
