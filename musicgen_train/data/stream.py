@@ -298,7 +298,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
             draws = self._stream.step(step)
             step_frames = self._stream.lengths(step)
             for part in range(self.accumulate):
-                # Ranks get neighbouring clips, which have about the same length, so that they wait little for each other.
+                # Ranks get neighbouring clips, of about the same length: they wait little for each other.
                 first = (part * self._world_size + self._rank) * self._micro_batch
                 yield MicroBatch(
                     draws=tuple(draws[first : first + self._micro_batch]),
