@@ -21,12 +21,12 @@ from musicgen_train.evaluation.control.listening import listen, set_name
 from musicgen_train.evaluation.control.pieces import ControlSet, dataset_clips, fresh_pieces
 from musicgen_train.evaluation.control.scoring import ControlClip, control_table
 from musicgen_train.evaluation.cross_entropy import code_use, score
-from musicgen_train.evaluation.curves import charts_of_run, read_metrics
 from musicgen_train.evaluation.generating import Generated, Job, SamplingSettings, generate, plan
 from musicgen_train.evaluation.model import EvaluatedModel, check_encoders, load_model
 from musicgen_train.evaluation.output import PROGRAM, REPORT_NAME, RESULTS_NAME, report_folder
 from musicgen_train.evaluation.records import AudioRecord, MetricTable, SampleRecord, as_json
-from musicgen_train.evaluation.report import Report, write_report
+from musicgen_train.evaluation.report.curves import charts_of_run, read_metrics
+from musicgen_train.evaluation.report.page import Report, write_report
 from musicgen_train.evaluation.requests import (
     Request,
     audio_files,
