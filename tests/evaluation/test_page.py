@@ -9,12 +9,13 @@ import torch
 from reports import Page
 
 from musicgen_train.audio.io import write_audio
+from musicgen_train.evaluation.control.listener import Criterion
 from musicgen_train.evaluation.control.scoring import ControlClip
 from musicgen_train.evaluation.records import AudioRecord, Column, MetricRow, MetricTable, SampleRecord
 from musicgen_train.evaluation.report.curves import Chart, Curve
 from musicgen_train.evaluation.report.page import Report, write_report
 from musicgen_train.evaluation.report.templates import in_unit
-from musicgen_train.metrics.signal_statistics import measure
+from musicgen_train.metrics.signal_statistics import measure_signal
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'single' & {{ 7 * 7 }} <img src=x onerror=alert(2)>"
 
@@ -26,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     audio = 0.1 * torch.sin(torch.arange(2000) / 3)[None]
     write_audio(folder / "001-a.wav", audio, 2000)
     record = AudioRecord(
-        file="001-a.wav", seconds=1.0, gain_db=0.0, signal=measure(audio, 2000), warnings=[f"warned {HOSTILE}"]
+        file="001-a.wav", seconds=1.0, gain_db=0.0, signal=measure_signal(audio, 2000), warnings=[f"warned {HOSTILE}"]
     )
     sample = SampleRecord(
         kind="continuation", index=1, text=HOSTILE, guidance_scale=3.0, repetition=1, seed=7, prompt_seconds=0.5,
@@ -36,7 +37,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         key="table", title=f"table {HOSTILE}", explanation=HOSTILE, columns=[Column(name=HOSTILE, meaning=HOSTILE)],
         rows=[MetricRow(label=HOSTILE, values={HOSTILE: 1.0}, meaning=HOSTILE)], findings=[HOSTILE],
     )  # fmt: skip
-    clip = ControlClip(caption=HOSTILE, asked={}, heard={HOSTILE: {"key": HOSTILE}}, files={})
+    clip = ControlClip(caption=HOSTILE, asked={"key": HOSTILE}, heard={HOSTILE: {"key": "C"}}, files={})
     curve = Curve(label=HOSTILE, points=[(0, 1.0), (1, 2.0)])
     results: dict[str, Any] = {
         "model": {
@@ -56,6 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         samples=[sample],
         tables=[table],
         control=[clip],
+        criteria=[Criterion.same("key", "")],
         charts=[Chart(title=HOSTILE, curves=[curve], note=HOSTILE)],
         results=results,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from musicgen_train.audio.io import read_audio
 from musicgen_train.audio.mel import mel_picture
+from musicgen_train.evaluation.control.listener import Criterion
 from musicgen_train.evaluation.control.scoring import ControlClip, not_followed
 from musicgen_train.evaluation.output import REPORT_NAME, RESULTS_NAME
 from musicgen_train.evaluation.records import AudioRecord, MetricTable, SampleRecord
@@ -42,6 +43,8 @@ class Report:
     tables: Sequence[MetricTable]
     control: Sequence[ControlClip]
     """The clips of the control test; none where it was not asked for."""
+    criteria: Sequence[Criterion]
+    """What the control test compares."""
     charts: Sequence[Chart]
     """The curves of the training run; none for a model without one."""
     results: dict[str, Any]
@@ -116,7 +119,7 @@ def write_report(report: Report, folder: Path, *, embed_bytes: int) -> Path:
         ],
         sections=_sections(report.samples, players),
         tables=report.tables,
-        control=[_control_clip(clip) for clip in report.control],
+        control=[(clip.caption, _heard_sets(clip, report.criteria)) for clip in report.control],
         charts=[(chart, draw_chart(chart)) for chart in report.charts],
         colours=COLOURS,
         details=_details(results),
@@ -229,10 +232,11 @@ def _data_address(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def _control_clip(clip: ControlClip) -> tuple[str, list[tuple[str, str | None, list[str]]]]:
-    """A caption and, for each set of audio, its name, its file if it was kept, and what is not as asked."""
-    sets = [(name, clip.files.get(name), not_followed(clip.asked, heard)) for name, heard in clip.heard.items()]
-    return clip.caption, sets
+def _heard_sets(clip: ControlClip, criteria: Sequence[Criterion]) -> list[tuple[str, str | None, list[str]]]:
+    """For each set of audio its name, the clip's file if it was kept, and what in it is not as the caption asks."""
+    return [
+        (name, clip.files.get(name), not_followed(criteria, clip.asked, heard)) for name, heard in clip.heard.items()
+    ]
 
 
 def _details(results: dict[str, Any]) -> list[tuple[str, str]]:
