@@ -18,6 +18,7 @@ MOVED = {
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
     "evaluation.assemble": "evaluation.model",
+    "evaluation.curves": "evaluation.report.curves",
     "evaluation.control_listening": "evaluation.control.listening",
     "evaluation.control_set": "evaluation.control.pieces",
     "evaluation.embedders": "metrics.embedders",

@@ -33,17 +33,16 @@ LAYERS = {
         *("audio", "convert", "data", "hub", "latents", "models", "processing", "provenance", "training"),
         *("files", "typed_settings"),
     },
-    # The control test reads captions of the demo's corpus, makes its pieces, and hears them; not the encoders.
     "evaluation": {
         *("audio", "data", "evaluation", "hub", "latents", "metrics", "models", "processing", "provenance", "training"),
-        *("demo.corpus", "demo.hearing", "demo.synthesis"),
         *("devices", "files", "progress", "typed_settings"),
     },
     "doctor": {
         *("audio", "data", "devices", "doctor", "files", "latents", "models", "processing", "provenance"),
         "training",
     },
-    "demo": {"audio", "demo", "files", "models", "processing"},
+    # It brings a listener for the control test, which evaluation is handed by its settings.
+    "demo": {"audio", "demo", "evaluation.control.listener", "files", "models", "processing"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
 FOREIGN |= {"peft"}

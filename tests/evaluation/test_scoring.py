@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from musicgen_train.demo.listener import DemoListener
 from musicgen_train.evaluation.control.scoring import (
     ALL,
-    CRITERIA,
     OTHER_CAPTIONS,
     RECORDINGS,
     ROUND_TRIP,
@@ -23,7 +23,8 @@ from musicgen_train.evaluation.control.scoring import (
 )
 from musicgen_train.evaluation.records import MetricRow, MetricTable
 
-BY_LABEL = {criterion.label: criterion for criterion in CRITERIA}
+LISTENER = DemoListener()
+BY_LABEL = {criterion.label: criterion for criterion in LISTENER.criteria}
 ASKED = [
     {"bpm": "100", "key": "C", "mode": "major", "drums": "yes", "style": "jazz"},
     {"bpm": "125", "key": "A", "mode": "minor", "drums": "no", "style": "rock"},
@@ -115,7 +116,8 @@ def test_bootstrap_intervals_are_those_of_the_normal_approximation() -> None:
 def test_a_model_that_follows_is_told_from_one_that_does_not() -> None:
     ignoring = [{"bpm": "125.0", "key": "C", "mode": "major", "drums": "yes", "style": "jazz"}] * 5
     right = [{"bpm": "100.0", **ASKED[n]} for n in range(5)]
-    table = control_table(clips_of(right, guidance_1=ignoring, recordings=right), ["guidance 1", "guidance 3"], "tests")
+    clips = clips_of(right, guidance_1=ignoring, recordings=right)
+    table = control_table(clips, ["guidance 1", "guidance 3"], "tests", LISTENER)
     overall = row_of(table, ALL)
     assert overall.values["guidance 3"] == 1
     assert overall.intervals["guidance 3"] == (1, 1)
@@ -135,7 +137,7 @@ def test_a_model_that_follows_is_told_from_one_that_does_not() -> None:
 
 
 def test_the_columns_and_lines_of_the_table() -> None:
-    table = control_table(clips_of(HEARD, recordings=HEARD, codec_round_trip=HEARD), ["guidance 3"], "tests")
+    table = control_table(clips_of(HEARD, recordings=HEARD, codec_round_trip=HEARD), ["guidance 3"], "tests", LISTENER)
     assert [column.name for column in table.columns] == [
         "asked", RECORDINGS, ROUND_TRIP, "guidance 3", "guidance 3, other captions",
     ]  # fmt: skip
@@ -154,8 +156,8 @@ def test_the_columns_and_lines_of_the_table() -> None:
 
 
 def test_what_is_not_followed_in_words() -> None:
-    assert not_followed(ASKED[1], HEARD[1]) == [
+    assert not_followed(LISTENER.criteria, ASKED[1], HEARD[1]) == [
         "tempo 62.7 in place of 125", "key C in place of A", "mode major in place of minor", "drums yes in place of no",
     ]  # fmt: skip
-    assert not_followed(ASKED[4], {}) == ["silence"]
-    assert not_followed({"drums": "yes"}, HEARD[0]) == []
+    assert not_followed(LISTENER.criteria, ASKED[4], {}) == ["silence"]
+    assert not_followed(LISTENER.criteria, {"drums": "yes"}, HEARD[0]) == []

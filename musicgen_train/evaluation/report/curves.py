@@ -1,17 +1,23 @@
-"""The curves of a training run from its `metrics.csv`, drawn as SVG that a page can hold.
+"""The curves of a training run from its `metrics.csv`, drawn as SVG.
 
-Lines take their colours from CSS classes (`line-0`, `line-1`, ...), so that the page decides how they look.
+Lines take their colours from CSS classes (`line-0` to `line-7`), so that the page decides how they look.
 """
 
 from __future__ import annotations
 
 import csv
-import html
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from markupsafe import Markup
+
+from musicgen_train.evaluation.report.templates import render
+
+COLOURS = 8
+"""How many colours the page has; further curves begin with the first again."""
 
 _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 34
@@ -39,7 +45,7 @@ class Chart:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Each column of a `metrics.csv` as points (step, value). Cells that are empty or not finite are left out.
+    """Each column of a `metrics.csv` as points (step, value), without cells that are empty or not finite.
 
     Raises:
         ValueError: the file has no column `step`.
@@ -62,7 +68,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def charts_of_run(metrics: dict[str, list[tuple[float, float]]]) -> list[Chart]:
-    """Loss, cross-entropy per codebook in training and validation, learning rate and gradient norm, as far as there."""
+    """Charts of loss, cross-entropy per codebook, learning rate and gradient norm: those that have a curve to show."""
     charts = [
         Chart(
             title="Loss",
@@ -92,11 +98,12 @@ def charts_of_run(metrics: dict[str, list[tuple[float, float]]]) -> list[Chart]:
     return [chart for chart in charts if any(len(curve.points) > 1 for curve in chart.curves)]
 
 
-def draw(chart: Chart) -> str:
-    """The chart as an `svg` element, with a description for those who do not see it."""
-    curves = [Curve(**{**vars(curve), "points": thin_out(curve.points)}) for curve in chart.curves if curve.points]
-    steps = [step for curve in curves for step, _ in curve.points]
-    values = [value for curve in curves for _, value in curve.points]
+def draw_chart(chart: Chart) -> Markup:
+    """The chart as an `svg` element, with a text alternative that gives each curve's first and last value."""
+    curves = [curve for curve in chart.curves if curve.points]
+    thinned = [thin_out(curve.points) for curve in curves]
+    steps = [step for points in thinned for step, _ in points]
+    values = [value for points in thinned for _, value in points]
     x_ticks, y_ticks = ticks(min(steps), max(steps), 6), ticks(min(values), max(values), 5)
     x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
     y_low, y_high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
@@ -110,28 +117,24 @@ def draw(chart: Chart) -> str:
     described = "; ".join(
         f"{curve.label} from {curve.points[0][1]:.3g} to {curve.points[-1][1]:.3g}" for curve in curves
     )
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(f"{chart.title} over training steps: {described}", quote=True)}">'
-    ]
-    for tick in y_ticks:
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in x_ticks:
-        if x_low <= tick <= x_high:
-            parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{_steps(tick)}</text>')
-    for curve in curves:
-        if len(curve.points) == 1:
-            ((step, value),) = curve.points
-            parts.append(f'<circle class="dot dot-{curve.colour % 8}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"/>')
-            continue
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve.points)
-        parts.append(f'<polyline class="line line-{curve.colour % 8}" points="{points}"/>')
-    return "".join([*parts, "</svg>"])
+    return render(
+        "chart.svg.j2",
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_WIDTH - _RIGHT,
+        description=f"{chart.title} over training steps: {described}",
+        y_ticks=[(y(tick), f"{tick:.4g}") for tick in y_ticks],
+        x_ticks=[(x(tick), _steps(tick)) for tick in x_ticks if x_low <= tick <= x_high],
+        curves=[
+            (curve.colour % COLOURS, [(x(step), y(value)) for step, value in points])
+            for curve, points in zip(curves, thinned, strict=True)
+        ],
+    )
 
 
 def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 300 points, each the mean of its neighbours; the first and last stay as they are."""
+    """Reduce to at most 300 points, each the mean of its neighbours; the first and the last stay as they are."""
     if len(points) <= _MOST_POINTS:
         return list(points)
     inner = points[1:-1]
@@ -144,7 +147,7 @@ def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, some `about` of them."""
+    """About `about` round, evenly spaced numbers; the first is at or below `low`, the last at or above `high`."""
     if high <= low:
         low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
     rough = (high - low) / about
