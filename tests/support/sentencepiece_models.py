@@ -70,6 +70,24 @@ def model_of(pieces: list[tuple[str, float]]) -> bytes:
     return written
 
 
+def charsmap_of(model: bytes) -> bytes:
+    """The character map of a serialised model."""
+    charsmap: bytes = _parsed(model).normalizer_spec.precompiled_charsmap
+    return charsmap
+
+
+def with_charsmap(model: bytes, charsmap: bytes) -> bytes:
+    """A serialised model with another character map."""
+    changed = _parsed(model)
+    changed.normalizer_spec.precompiled_charsmap = charsmap
+    written: bytes = changed.SerializeToString()
+    return written
+
+
+def _parsed(model: bytes) -> Any:
+    return sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+
+
 def tokenizer_config(**changes: Any) -> dict[str, Any]:
     """The tokenizer_config.json of the T5 repositories on the hub."""
     config = {
