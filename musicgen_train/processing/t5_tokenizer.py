@@ -29,6 +29,7 @@ from musicgen_train.hub.folder import PretrainedFolder
 from musicgen_train.processing.model_inputs import BatchFeature, to_requested_type
 from musicgen_train.processing.tokenizer_files import (
     DEFAULT_EXTRA_IDS,
+    SIDES,
     SPECIAL_TOKENS_MAP_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -61,7 +62,6 @@ _TRUNCATIONS: dict[bool | str, bool] = {
     "only_first": True,
     "do_not_truncate": False,
 }
-_SIDES = ("right", "left")
 
 
 class T5Tokenizer:
@@ -172,8 +172,8 @@ class T5Tokenizer:
         self.additional_special_tokens = list(dict.fromkeys(token.content for token in parts.additional))
         self.extra_ids = parts.extra_ids
         self.model_max_length = NO_LIMIT if parts.model_max_length is None else parts.model_max_length
-        self.padding_side = _checked("padding_side", parts.padding_side, _SIDES)
-        self.truncation_side = _checked("truncation_side", parts.truncation_side, _SIDES)
+        self.padding_side = parts.padding_side
+        self.truncation_side = parts.truncation_side
         self.clean_up_tokenization_spaces = parts.clean_up_tokenization_spaces
 
         self._tokenizer: Tokenizer = parts.vocabulary.pipeline
@@ -532,7 +532,7 @@ class T5Tokenizer:
         side: str | None,
     ) -> None:
         """Lengthen rows and masks in place. A row that is longer than the target stays as it is."""
-        side = self.padding_side if side is None else _checked("padding_side", side, _SIDES)
+        side = self.padding_side if side is None else _checked("padding_side", side, SIDES)
         if strategy == "do_not_pad":
             return
         target = limit if strategy == "max_length" and limit is not None else max(map(len, rows))

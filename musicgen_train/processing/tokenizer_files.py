@@ -37,7 +37,7 @@ DEFAULT_EXTRA_IDS = 100
 # transformers builds T5's model with this id of <unk>, whatever the files say.
 UNK_ID = 2
 _DEFAULT_NAMED_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-_SIDES = {"Right": "right", "Left": "left"}
+SIDES = ("right", "left")
 
 # Field numbers in sentencepiece_model.proto.
 _TRAINER_SPEC, _NORMALIZER_SPEC = 2, 3
@@ -72,6 +72,9 @@ class TokenizerParts:
         named: the end, unknown and padding tokens, by the names of their arguments.
         additional: further special tokens.
         model_max_length: None for no limit.
+
+    Raises:
+        ValueError: a side is neither "right" nor "left".
     """
 
     vocabulary: VocabularyFile
@@ -82,6 +85,11 @@ class TokenizerParts:
     padding_side: str
     truncation_side: str
     clean_up_tokenization_spaces: bool
+
+    def __post_init__(self) -> None:
+        for name in ("padding_side", "truncation_side"):
+            if (side := getattr(self, name)) not in SIDES:
+                raise ValueError(f"{name} is {side!r}; allowed are {', '.join(map(repr, SIDES))}")
 
 
 def read_folder(folder: PretrainedFolder, overrides: Mapping[str, Any]) -> TokenizerParts:
@@ -97,18 +105,9 @@ def read_folder(folder: PretrainedFolder, overrides: Mapping[str, Any]) -> Token
     if "added_tokens_decoder" not in config:
         config |= _read_if_there(folder, SPECIAL_TOKENS_MAP_NAME)
     config |= overrides
-    with _damage_named(f"{folder}: the settings in {TOKENIZER_CONFIG_NAME} and those given are no T5 tokenizer's"):
+    wrong = f"{folder}: the settings in {TOKENIZER_CONFIG_NAME} and those given are no T5 tokenizer's"
+    with _damage_named(wrong):
         extra_ids = int(config.get("extra_ids", DEFAULT_EXTRA_IDS))
-        model_max_length = config.get("model_max_length")
-        model_max_length = None if model_max_length is None else int(model_max_length)
-        named = {name: _added_token(config.get(name) or text) for name, text in _DEFAULT_NAMED_TOKENS.items()}
-        if listed and "additional_special_tokens" not in overrides:
-            # A configuration lists all special tokens there are, so no sentinels are missing.
-            additional = [_added_token(value) for value in listed]
-        else:
-            additional = with_sentinels(config.get("additional_special_tokens"), extra_ids)
-        by_id = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-        added = [_added_token(value) for _, value in by_id]
 
     json_file, spiece_file = folder.find(TOKENIZER_NAME), folder.find(VOCAB_NAME)
     vocabulary_file = json_file or spiece_file
@@ -120,18 +119,27 @@ def read_folder(folder: PretrainedFolder, overrides: Mapping[str, Any]) -> Token
     vocabulary = read_vocabulary(vocabulary_file, extra_ids)
     if json_file and spiece_file:
         vocabulary = dataclasses.replace(vocabulary, spiece=spiece_file.read_bytes())
-    if "added_tokens_decoder" in config:
-        vocabulary = dataclasses.replace(vocabulary, added=added)
-    return TokenizerParts(
-        vocabulary,
-        named,
-        additional,
-        extra_ids=extra_ids,
-        model_max_length=model_max_length,
-        padding_side=config.get("padding_side") or vocabulary.padding_side,
-        truncation_side=config.get("truncation_side") or vocabulary.truncation_side,
-        clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces")),
-    )
+
+    with _damage_named(wrong):
+        if "added_tokens_decoder" in config:
+            by_id = sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0]))
+            vocabulary = dataclasses.replace(vocabulary, added=[_added_token(value) for _, value in by_id])
+        if listed and "additional_special_tokens" not in overrides:
+            # A configuration lists all special tokens there are, so no sentinels are missing.
+            additional = [_added_token(value) for value in listed]
+        else:
+            additional = with_sentinels(config.get("additional_special_tokens"), extra_ids)
+        model_max_length = config.get("model_max_length")
+        return TokenizerParts(
+            vocabulary,
+            named={name: _added_token(config.get(name) or text) for name, text in _DEFAULT_NAMED_TOKENS.items()},
+            additional=additional,
+            extra_ids=extra_ids,
+            model_max_length=None if model_max_length is None else int(model_max_length),
+            padding_side=config.get("padding_side") or vocabulary.padding_side,
+            truncation_side=config.get("truncation_side") or vocabulary.truncation_side,
+            clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces")),
+        )
 
 
 def read_vocabulary(path: Path, extra_ids: int) -> VocabularyFile:
@@ -196,8 +204,8 @@ def _vocabulary_from_json(path: Path) -> VocabularyFile:
         return VocabularyFile(
             _pipeline(pieces, charsmaps[0] if charsmaps else b""),
             [_added_token(entry) for entry in content.get("added_tokens") or []],
-            padding_side=_SIDES[padding.get("direction", "Right")],
-            truncation_side=_SIDES[truncation.get("direction", "Right")],
+            padding_side=padding.get("direction", "Right").lower(),
+            truncation_side=truncation.get("direction", "Right").lower(),
         )
 
 
@@ -281,7 +289,7 @@ def _check_charsmap(charsmap: bytes) -> None:
     starts = units[has_value] & 0x7FFFFFFF
     inner = units[~has_value]
     children = np.flatnonzero(~has_value) ^ (inner >> 10 << ((inner & 0x200) >> 6))
-    if (starts >= len(replacements)).any() or (children | 255 >= len(units)).any():
+    if not len(units) or (starts >= len(replacements)).any() or (children | 255 >= len(units)).any():
         raise ValueError("its precompiled_charsmap points outside itself")
     # A byte 10xxxxxx is the middle of a character in UTF-8.
     if (replacements[starts] >> 6 == 2).any():
