@@ -25,7 +25,7 @@ _PADDING_STRATEGIES = ("longest", "max_length", "do_not_pad")
 # A file names its class in a key that is no argument of the constructor.
 _TYPE_KEY = "feature_extractor_type"
 
-Clip = npt.NDArray[np.float32]
+Waveform = npt.NDArray[np.float32]
 
 
 class EncodecFeatureExtractor:
@@ -152,7 +152,7 @@ class EncodecFeatureExtractor:
             batch["padding_mask"] = _as_requested(masks, return_tensors)
         return batch
 
-    def _clips(self, raw_audio: Any) -> list[Clip]:
+    def _clips(self, raw_audio: Any) -> list[Waveform]:
         """The clips as arrays `(C, L)`."""
         if isinstance(raw_audio, list | tuple):
             if len(raw_audio) == 0:
@@ -163,7 +163,7 @@ class EncodecFeatureExtractor:
             several = False
         return [self._clip(clip) for clip in (raw_audio if several else [raw_audio])]
 
-    def _clip(self, clip: Any) -> Clip:
+    def _clip(self, clip: Any) -> Waveform:
         if isinstance(clip, torch.Tensor):
             clip = clip.detach().to("cpu", torch.float32 if clip.is_floating_point() else None).numpy()
         if isinstance(clip, np.ndarray) and not np.issubdtype(clip.dtype, np.floating):
