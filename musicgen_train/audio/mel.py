@@ -1,4 +1,4 @@
-"""Log-mel spectrograms, and pictures of them as PNG files.
+"""Computes log-mel spectrograms and draws them as PNG files.
 
 Axes: C channels, M mel bands, F frames of the spectrogram.
 """
@@ -19,9 +19,9 @@ _MOST_BANDS = 96
 _SMALLEST_WINDOW = 16
 
 FLOOR_DB = -80.0
-"""What a picture shows as black; 0 is about a sine at full scale."""
+"""A picture shows this level and all below as black; 0 dB is about a sine at full scale."""
 
-# Points of a perceptually even colour map (matplotlib's "magma", CC0), from silence to loudest.
+# These are points of a perceptually even colour map (matplotlib's "magma", CC0), from silence to loudest.
 _COLOURS = (
     (0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122), (229, 80, 100), (251, 135, 97),
     (254, 194, 135), (252, 253, 191),
@@ -29,7 +29,7 @@ _COLOURS = (
 
 
 class MelSettings(NamedTuple):
-    """Window and hop in samples, and the number of mel bands."""
+    """Holds window and hop in samples, and the number of mel bands."""
 
     window: int
     hop: int
@@ -100,13 +100,13 @@ def mel_picture(audio_CT: torch.Tensor, sampling_rate: int, *, width: int = 640,
     Args:
         audio_CT: `(channels, samples)`, full scale 1.
         sampling_rate: in Hz.
-        width, height: of the picture, in pixels.
+        width, height: the size of the picture in pixels.
 
     Returns:
         The bytes of a PNG file.
 
     Raises:
-        ValueError: as `log_mel`, or a width or height below 1.
+        ValueError: `log_mel` refuses the audio, or the width or height is below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width} x {height} pixels; both must be 1 or more")

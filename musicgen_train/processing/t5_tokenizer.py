@@ -43,11 +43,11 @@ from musicgen_train.processing.tokenizer_files import (
 
 __all__ = ["TOKENIZER_CONFIG_NAME", "T5Tokenizer"]
 
-# What transformers writes where a model has no limit; anything above the smaller one counts as none.
+# transformers writes NO_LIMIT where a model has no limit, and takes anything above the smaller number for none.
 NO_LIMIT = int(1e30)
 _LARGEST_LIMIT = int(1e20)
 
-# What the arguments may be, and what they mean.
+# Allowed values of `padding` and `truncation`, and what they mean.
 _PADDINGS: dict[bool | str, str] = {
     True: "longest",
     False: "do_not_pad",
@@ -65,10 +65,10 @@ _TRUNCATIONS: dict[bool | str, bool] = {
 
 
 class T5Tokenizer:
-    """Text to T5 ids and back.
+    """Turns text into T5 ids and back.
 
     `T5Tokenizer.from_pretrained("facebook/musicgen-small")` gives the ids of transformers' `AutoProcessor` for that
-    checkpoint on any text. What the reference does in places where one could expect something else:
+    checkpoint on any text. Where one could expect something else, it behaves as transformers does:
 
     - A special token's text (`</s>`, `<pad>`, `<unk>`, `<extra_id_0>`...) becomes that token wherever it occurs, also
       inside a word, and what follows it starts a new word.
@@ -139,7 +139,7 @@ class T5Tokenizer:
         local_files_only: bool = False,
         **overrides: Any,
     ) -> T5Tokenizer:
-        """The tokenizer saved in a folder or hub repository, by this class or by any version of transformers.
+        """Load the tokenizer that this class or any version of transformers saved in a folder or hub repository.
 
         Args:
             name_or_path, subfolder, revision, token, cache_dir, local_files_only: as for `PretrainedFolder`.
@@ -161,7 +161,7 @@ class T5Tokenizer:
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        # Not through the constructor: files also say how each special token is cut out, which it does not take.
+        # The constructor is not called: files also say how each special token is cut out, which it does not take.
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(read_folder(folder, overrides))
         return tokenizer
@@ -294,7 +294,7 @@ class T5Tokenizer:
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
     ) -> BatchFeature:
-        """The ids of a text or of several.
+        """Encode one text or several.
 
         Args:
             text: a string, or a non-empty list or tuple of strings.
@@ -354,11 +354,11 @@ class T5Tokenizer:
         return BatchFeature({name: to_requested_type(value, return_tensors) for name, value in result.items()})
 
     def encode(self, text: str, **options: Any) -> Any:
-        """The `input_ids` that `__call__` gives for `text` with the same options: a list of ints, `</s>` at its end."""
+        """Return the `input_ids` of `__call__` for `text` with the same options: a list of ints ending in `</s>`."""
         return self(text, **options)["input_ids"]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The pieces of a text. A piece that is unknown stands for itself, not as `<unk>`.
+        """Return the pieces of a text. An unknown piece is returned as its own text, not as `<unk>`.
 
         Raises:
             TypeError: `text` is no string.
@@ -418,7 +418,7 @@ class T5Tokenizer:
     def decode(
         self, ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """The text of ids. Ids beyond the vocabulary are left out.
+        """Return the text of ids. Ids beyond the vocabulary are left out.
 
         Args:
             ids: an int, or a list, array or tensor of ints: of shape (length,) for one text, (batch, length) for
@@ -450,7 +450,7 @@ class T5Tokenizer:
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
-        """Like `decode`, and always a list: one string per row, none for an empty batch."""
+        """Decode like `decode`, but always return a list: one string per row, none for an empty batch."""
         if len(sequences) == 0:
             return []
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
@@ -511,7 +511,7 @@ class T5Tokenizer:
             raise ValueError(f"{index} is no token id; ids go from 0 to {self._size - 1}")
 
     def _limit(self, max_length: int | None, *, needed_to_pad: bool) -> int | None:
-        """`max_length`, or else the model's; None where neither limits anything."""
+        """Return `max_length`, or else the model's; None where neither limits anything."""
         if max_length is not None:
             if max_length < 1:
                 raise ValueError(f"max_length is {max_length}; it must be at least 1, the room of {self.eos_token}")
@@ -568,7 +568,7 @@ def _checked(name: str, value: Any, allowed: Collection[Any]) -> Any:
 
 
 def _array_type(value: Any) -> str | None:
-    """ "np" or "pt" where `value`, or the first thing in it, is an array or tensor."""
+    """Return "np" or "pt" if `value`, or the first value in it, is an array or tensor."""
     while isinstance(value, list | tuple) and len(value):
         value = value[0]
     if isinstance(value, np.ndarray):
@@ -577,7 +577,7 @@ def _array_type(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and tuples as nested lists of Python numbers."""
+    """Turn arrays, tensors and tuples into nested lists of Python numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -47,7 +47,7 @@ _UNIGRAM = 1
 
 @dataclass(frozen=True)
 class VocabularyFile:
-    """What one vocabulary file holds.
+    """Holds the content of one vocabulary file.
 
     Attributes:
         pipeline: normalizer, pre-tokenizer and model with all pieces, sentinels included, but no added token yet.
@@ -65,7 +65,7 @@ class VocabularyFile:
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """Everything that defines a `T5Tokenizer`, in the terms of its arguments.
+    """Holds everything that defines a `T5Tokenizer`, in the terms of its arguments.
 
     Attributes:
         vocabulary: pieces, character map and added tokens.

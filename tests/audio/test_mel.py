@@ -1,4 +1,4 @@
-"""Log-mel spectrograms and their pictures against plain numpy ones."""
+"""Tests log-mel spectrograms and their pictures against plain numpy ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sine(frequency: float, rate: int, seconds: float, amplitude: float = 1.0) ->
 
 
 def numpy_log_mel(audio: np.ndarray, rate: int, window: int, hop: int, bands: int) -> np.ndarray:
-    """The definition, frame by frame and band by band."""
+    """Compute the definition, frame by frame and band by band."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     padded = np.pad(audio, window // 2)
     edges_mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), bands + 2)
@@ -67,7 +67,7 @@ def test_levels_and_pitch() -> None:
 
 
 def read_png(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Indices `(height, width)` and palette `(colours, 3)` of a PNG file."""
+    """Return indices `(height, width)` and palette `(colours, 3)` of a PNG file."""
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode) == ("PNG", "P")
     return np.asarray(image), np.array(image.getpalette(), np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""The T5 tokenizer against transformers', on every layout of files it is saved in and on any text."""
+"""Tests the T5 tokenizer against transformers', on every layout of files it is saved in and on any text."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _with_json(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _musicgen_small(folder: Path) -> None:
-    """All four files; a pipeline as transformers 4 wrote it, with options that today's class does not read."""
+    """Writes all four files; the pipeline is one of transformers 4, with options that today's class does not read."""
 
     def change(content: dict[str, Any]) -> None:
         metaspace = {"type": "Metaspace", "replacement": "\u2581", "add_prefix_space": True}
@@ -75,7 +75,7 @@ def _musicgen_small(folder: Path) -> None:
 
 
 def _other_pipeline(folder: Path) -> None:
-    """Extra normalisers, another pre-tokenizer, and padding and truncation to the left."""
+    """Has extra normalizers, another pre-tokenizer, and padding and truncation to the left."""
 
     def change(content: dict[str, Any]) -> None:
         more = [{"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}]
@@ -96,7 +96,7 @@ def _other_pipeline(folder: Path) -> None:
 
 
 def _saved_by_slow_transformers_4(folder: Path) -> None:
-    """Sentinels that swallow the spaces around them, and tokens added by a user."""
+    """Has sentinels that swallow the spaces around them, and tokens added by a user."""
     write_t5_tokenizer_folder(folder)
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
     decoder = {str(index): {"content": name, **plain} for index, name in enumerate(("<pad>", "</s>", "<unk>"))}
@@ -111,12 +111,12 @@ def _saved_by_slow_transformers_4(folder: Path) -> None:
 
 
 def _identity_normaliser(folder: Path) -> None:
-    """White space, U+2581 and special tokens reach the pre-tokenizer as they are."""
+    """Lets white space, U+2581 and special tokens reach the pre-tokenizer as they are."""
     write_t5_tokenizer_folder(folder, normalization="identity")
 
 
 def _case_folding_normaliser(folder: Path) -> None:
-    """ASCII letters have images, so that the rule on grapheme clusters concerns every accent."""
+    """Maps ASCII letters, so that the rule on grapheme clusters concerns every accent."""
     write_t5_tokenizer_folder(folder, normalization="nmt_nfkc_cf")
 
 
@@ -140,7 +140,7 @@ def _saved_by_us(folder: Path) -> None:
 
 
 def _shipped(folder: Path) -> None:
-    """The model that the package ships, all four files."""
+    """Has all four files of the model that the package ships."""
     folder.mkdir()
     shipped = Path(musicgen_train.__file__).parent / "demo" / "shipped"
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
