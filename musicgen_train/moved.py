@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED = {
+    "convert.folders": "convert.conversion",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
     "evaluation.assemble": "evaluation.model",

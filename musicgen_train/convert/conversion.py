@@ -1,4 +1,4 @@
-"""Whole checkpoints, from files to files: audiocraft's to a hub folder and back, and a mono model's to a stereo one's.
+"""Converts whole checkpoints: audiocraft's files to a hub folder and back, and a mono model's folder to a stereo one's.
 
 Every function writes into a staging folder, reads back what it wrote, and compares it with what it was given. Only
 then does the result appear under its name.
@@ -75,7 +75,7 @@ TOKENIZER_FILES = (
 )
 _HUB_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, FEATURE_EXTRACTOR_FILE)
 
-# What a pickled OmegaConf config is made of: containers of plain values, none of which runs code when it is read.
+# A pickled OmegaConf config consists of these: containers of plain values, which run no code when they are read.
 _OMEGACONF_TYPES = {
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
@@ -88,18 +88,18 @@ _OMEGACONF_TYPES = {
 
 
 class ConversionError(RuntimeError):
-    """What was written does not read back as it was given."""
+    """Raised if what was written does not read back as it was given."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote."""
+    """Tells what a conversion wrote."""
 
     folder: Path
     files: tuple[str, ...]
     decoder: MusicgenDecoderConfig
     parameters: int
-    """Numbers in the decoder and the projection before it."""
+    """Number of parameters in the decoder and the projection before it."""
     size: int
     """Bytes of all files."""
     compared: str
@@ -107,7 +107,7 @@ class Conversion:
 
 
 def find_audiocraft_files(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
-    """The files of an audiocraft model: the language model's, and the codec's where it lies beside it.
+    """Find the files of an audiocraft model: the language model's, and the codec's if it lies beside it.
 
     Args:
         source: the language model's file, a folder or hub id that has it, or the size of a published model (`small`,
@@ -143,18 +143,18 @@ def audiocraft_to_hub(
         lm_file: audiocraft's `state_dict.bin`.
         codec: audiocraft's `compression_state_dict.bin`, or a folder or hub id with an EnCodec in the hub's layout.
         text_encoder: a folder or hub id with the T5 (audiocraft's files do not hold it) and its tokenizer; a composite
-            is one too. None for the one the file names, from the hub.
+            has both. None for the one the file names, from the hub.
         output: the folder to write.
         size: a published size, for a file without settings; see `decoder_config_from`.
-        dtype: of decoder and projection. Codec and text encoder keep that of their files.
+        dtype: the dtype of decoder and projection. Codec and text encoder keep that of their files.
         overwrite: replace files of the same names in `output`.
 
     Raises:
         FileExistsError: `output` has such files, and `overwrite` is not set.
         FileNotFoundError: a file is not there.
-        CheckpointError: tensors are missing or of other shapes than the rest says; all are listed.
-        ValueError: a file is damaged or holds more than tensors and settings, or the model is none that the hub's
-            MusicGen can represent (all reasons are listed).
+        CheckpointError: tensors are missing or have shapes that do not fit the rest; all are listed.
+        ValueError: a file is damaged or holds more than tensors and settings, or the hub's MusicGen cannot represent
+            the model (all reasons are listed).
         ConversionError: what was written does not read back as it was given.
     """
     output = _require_free(output, _HUB_FILES, overwrite)
@@ -218,13 +218,13 @@ def hub_to_audiocraft(
     Args:
         folder: a composite folder of the hub's layout, or a hub id.
         output: the folder to write.
-        text_encoder: the name audiocraft is to build the text encoder by; None to find it out.
+        text_encoder: the name by which audiocraft is to build the text encoder; None to find it out.
         overwrite: replace files of the same names in `output`.
 
     Raises:
         FileExistsError, FileNotFoundError, ConversionError: as for `audiocraft_to_hub`.
         CheckpointError: the folder's files are damaged or do not fit its config.
-        ValueError: it is no composite MusicGen, or audiocraft cannot represent it.
+        ValueError: `folder` holds no composite MusicGen, or audiocraft cannot represent it.
     """
     output = _require_free(output, (LM_FILE, CODEC_FILE), overwrite)
     source = PretrainedFolder(folder)
@@ -277,7 +277,7 @@ def expand_folder_to_stereo(
     Raises:
         FileExistsError, FileNotFoundError, ConversionError: as for `audiocraft_to_hub`.
         CheckpointError: the folder's files are damaged or do not fit its config.
-        ValueError: it is no mono MusicGen, or `output` is `folder`.
+        ValueError: `folder` holds no mono MusicGen, or `output` is `folder`.
     """
     source = PretrainedFolder(folder)
     if source.path is not None and Path(output).expanduser().resolve() == source.path.resolve():
@@ -320,7 +320,7 @@ def expand_folder_to_stereo(
 
 
 def _read_package(path: Path, what: str) -> tuple[State, Settings | None]:
-    """State and settings of an exported file; also of a training checkpoint's best state, one level deeper."""
+    """Return state and settings of an exported file, or of a training checkpoint's best state, one level deeper."""
     package = _load(path)
     state = package.get("best_state") if isinstance(package, Mapping) else None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
@@ -336,11 +336,11 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     damaged = f"{path} is no file of torch.save, or it is damaged or cut short ({path.stat().st_size:,} bytes)"
-    # The directory of a zip is at its end, so a file that was cut short is found out here.
+    # The directory of a zip is at its end, so this notices a file that was cut short.
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{damaged}: copy or download it again")
     try:
-        # weights_only: a pickle may not run code.
+        # With weights_only a pickle cannot run code.
         with torch.serialization.safe_globals(_omegaconf_types()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -361,7 +361,7 @@ def _omegaconf_types() -> list[Any]:
 
 
 def _write_package(path: Path, state: State, settings: Mapping[str, Any]) -> None:
-    # torch.save writes the whole storage of a view.
+    # Views are copied, since torch.save writes the whole storage of a view.
     owned = {
         name: value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
         for name, value in ((name, value.detach().cpu().contiguous()) for name, value in state.items())
@@ -376,7 +376,7 @@ def _write_package(path: Path, state: State, settings: Mapping[str, Any]) -> Non
 
 
 def _read_codec(codec: str | os.PathLike[str], problems_of_lm: list[str]) -> tuple[EncodecConfig, State]:
-    """The codec in the hub's layout. Raises for its problems together with those of the language model."""
+    """Return the codec in the hub's layout. Raises ValueError with its problems and those of the language model."""
     path = Path(codec).expanduser()
     if not path.is_file():
         if problems_of_lm:
@@ -437,7 +437,7 @@ def _feature_extractor(config: MusicgenConfig) -> dict[str, Any]:
         "sampling_rate": config.audio_encoder.sampling_rate,
         "chunk_length_s": config.audio_encoder.chunk_length_s,
         "overlap": config.audio_encoder.overlap,
-        # Prompts end where generation goes on, so padding goes before them.
+        # Generation continues where prompts end, so padding goes before them.
         "padding_side": "left",
         "padding_value": 0.0,
         "return_attention_mask": True,
@@ -457,7 +457,7 @@ def _copy_feature_extractor(source: PretrainedFolder, target: Path, audio_channe
         if path is None:
             continue
         content = read_json(path)
-        # Newer processors keep the feature extractor's settings as a part of their own file.
+        # Newer processors keep the feature extractor's settings in a part of their own file.
         part = content.get("feature_extractor", content)
         if "feature_size" in part:
             part["feature_size"] = audio_channels
@@ -466,7 +466,7 @@ def _copy_feature_extractor(source: PretrainedFolder, target: Path, audio_channe
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
-# What audiocraft has no place for, since it does not bear on what a trained model computes.
+# Audiocraft has no place for these, since they do not change what a trained model computes.
 _DECODER_ONLY_HUB = frozenset(
     {
         "max_position_embeddings",
@@ -550,7 +550,7 @@ def _require_equal(
     what: str,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Raise unless names and values are the same; where a dtype is given, `given` was to be written in it."""
+    """Raise ConversionError unless names and values are equal; `dtype` is the one `given` was to be written in."""
     differing = sorted(written.keys() ^ given.keys())
     for name in sorted(written.keys() & given.keys()):
         if not _same(written[name], given[name].to(dtype or given[name].dtype)):

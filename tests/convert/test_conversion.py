@@ -22,8 +22,8 @@ from tiny_audiocraft import (
     write_package,
 )
 
-from musicgen_train.convert import folders
-from musicgen_train.convert.folders import (
+from musicgen_train.convert import conversion
+from musicgen_train.convert.conversion import (
     ConversionError,
     audiocraft_to_hub,
     expand_folder_to_stereo,
@@ -42,7 +42,7 @@ def convert(tmp_path: Path, audiocraft_folder: Path, text_encoder: Path) -> Conv
 
     def run(**options: Any) -> Path:
         output = tmp_path / "hub"
-        files = {"lm_file": audiocraft_folder / "state_dict.bin", "codec": audiocraft_folder / folders.CODEC_FILE}
+        files = {"lm_file": audiocraft_folder / "state_dict.bin", "codec": audiocraft_folder / conversion.CODEC_FILE}
         audiocraft_to_hub(**{**files, "text_encoder": text_encoder, "output": output, **options})
         return output
 
@@ -255,7 +255,9 @@ def test_problems_of_both_files_are_told_at_once(convert: Convert, audiocraft_fo
     lm_settings["conditioners"]["self_wav"] = {"model": "chroma_stem"}
     codec_settings["seanet"]["activation"] = "Snake"
     write_package(audiocraft_folder / "state_dict.bin", lm_state_by_hand(reference), lm_settings)
-    write_package(audiocraft_folder / folders.CODEC_FILE, codec_state_by_hand(reference.audio_encoder), codec_settings)
+    write_package(
+        audiocraft_folder / conversion.CODEC_FILE, codec_state_by_hand(reference.audio_encoder), codec_settings
+    )
     with pytest.raises(ValueError, match=r"\(language model\).*melody.*\(codec\) seanet\.activation"):
         convert()
 
@@ -339,7 +341,7 @@ def test_a_write_that_goes_wrong_leaves_nothing(
         tensors = {**state, name: state[name] + 1}
         save_file({key: value.clone() for key, value in tensors.items()}, folder / "model.safetensors")
 
-    monkeypatch.setattr(folders, "save_weights", damaged)
+    monkeypatch.setattr(conversion, "save_weights", damaged)
     with pytest.raises(ConversionError, match=r"does not read back .*: 1 tensors differ \(linears\.2\.weight"):
         convert()
     assert not (tmp_path / "hub").exists()

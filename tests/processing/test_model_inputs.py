@@ -1,4 +1,4 @@
-"""The batch of model inputs, beside transformers' own, and nested lists as tensors."""
+"""Tests the batch of model inputs against transformers' own, and nested lists turned into tensors."""
 
 from __future__ import annotations
 
