@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED = {
+    "convert.stereo": "training.weights.stereo",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
     "evaluation.assemble": "evaluation.model",

@@ -1,4 +1,4 @@
-"""python -m musicgen_train.doctor [--latents FOLDER] [--run FOLDER] [--model FOLDER] [--output FOLDER] [--json]"""
+"""The verb `musicgen-train doctor [--latents FOLDER] [--run FOLDER] [--model FOLDER] [--output FOLDER] [--json]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from musicgen_train.doctor.devices import look_at_devices, look_at_torch
+from musicgen_train.doctor.compute import look_at_devices, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
 from musicgen_train.doctor.findings import Finding, as_json, as_text, guarded, is_fine
 from musicgen_train.doctor.media import look_at_audio, look_at_tokenizer
@@ -20,7 +20,7 @@ from musicgen_train.doctor.packages import look_at_packages
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look, print, and return the exit code: 0 where all is fine, 1 where something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m musicgen_train.doctor", description=examine.__doc__)
+    parser = argparse.ArgumentParser(prog="musicgen-train doctor", description=examine.__doc__)
     parser.add_argument("--latents", type=Path, metavar="FOLDER", help="look at a latent dataset too")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="look at a training run too")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="look at a model in the hub's layout too")

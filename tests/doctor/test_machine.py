@@ -14,9 +14,9 @@ import pytest
 import soundfile
 import torch
 
-from musicgen_train.doctor import devices
+from musicgen_train.doctor import compute
 from musicgen_train.doctor.__main__ import main
-from musicgen_train.doctor.devices import look_at_devices, look_at_torch
+from musicgen_train.doctor.compute import look_at_devices, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
 from musicgen_train.doctor.findings import Finding, Status, as_text, guarded, note, ok, wrong
 from musicgen_train.doctor.media import look_at_audio, look_at_tokenizer
@@ -193,7 +193,7 @@ def test_a_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.parametrize(("reason", "status"), [(None, Status.OK), ("no C compiler here", Status.NOTE)])
 def test_whether_there_is_c_code(reason: str | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "reason_without_any", lambda: reason)
+    monkeypatch.setattr(compute, "reason_without_any", lambda: reason)
     found = of_topic(list(look_at_devices()), "C code")
     assert found.status is status
     assert (reason or "compiled") in found.what
