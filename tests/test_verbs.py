@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_latents import ClipSpec, write_composite, write_latents
-from tiny_run import QUICK
 
 from musicgen_train.__main__ import VERBS, main
 from musicgen_train.demo import pipeline
@@ -75,33 +73,21 @@ def test_the_doctor_has_a_help_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: musicgen-train doctor" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train", "preprocess", "evaluate", "convert"])
-def test_a_script_is_its_verb(verb: str, tmp_path: Path) -> None:
-    wrong = ["nothing=1"] if verb != "convert" else ["to-stereo", "nowhere", "x"]
-    by_script = command(ROOT / f"scripts/{verb}.py", *wrong, cwd=tmp_path)
-    by_verb = command("-m", "musicgen_train", verb, *wrong, cwd=tmp_path)
-    assert (by_script.returncode, by_script.stdout) == (by_verb.returncode, by_verb.stdout) == (1, "")
+@pytest.mark.parametrize(
+    ("verb", "wrong", "code"),
+    [
+        ("train", "nothing=1", 1),
+        ("preprocess", "nothing=1", 1),
+        ("evaluate", "nothing=1", 1),
+        ("convert", "to-stero", 2),
+    ],
+)
+def test_a_script_is_its_verb(verb: str, wrong: str, code: int, tmp_path: Path) -> None:
+    by_script = command(ROOT / f"scripts/{verb}.py", wrong, cwd=tmp_path)
+    by_verb = command("-m", "musicgen_train", verb, wrong, cwd=tmp_path)
+    assert (by_script.returncode, by_script.stdout) == (by_verb.returncode, by_verb.stdout) == (code, "")
     assert by_script.stderr == by_verb.stderr
-    assert by_verb.stderr.startswith("error: ")
-    assert by_verb.stderr.count("\n") == 1
-
-
-def test_two_processes_train_by_the_module_and_a_users_configs(tmp_path: Path) -> None:
-    # Lightning starts the second process: with the verb, the user's folder and all overrides, or it would not get far.
-    composite = write_composite(tmp_path / "composite")
-    latents = write_latents(tmp_path / "latents", composite, [ClipSpec(20)] * 4, [ClipSpec(9)])
-    experiment = tmp_path / "own/experiment/two.yaml"
-    experiment.parent.mkdir(parents=True)
-    experiment.write_text("# @package _global_\ntrainer:\n  devices: 2\n  accelerator: cpu\n")
-    done = command(
-        *("-m", "musicgen_train", "train", "--config-dir", "own", "experiment=two", *QUICK, "trainer=ddp"),
-        *(f"data.path={latents}", f"init_from={composite}", "output=run", "data.global_batch_size=2"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("done: 4 steps") == 1
-    assert "= 2 device(s) x 1 x 1" in done.stdout
-    assert (tmp_path / "run/composite/model.safetensors").is_file()
+    assert wrong.partition("=")[0] in by_verb.stderr
 
 
 @pytest.fixture
