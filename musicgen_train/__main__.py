@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the verb and what follows it; None for those of the command line. A script gives both: its name
             stands for the verb.
     """
-    program = sys.argv[:2] if arguments is None else sys.argv[:1]
+    # `python -m` puts the path of this file first; what is recorded of a run is the command that people type.
+    name = "musicgen-train" if sys.argv[0] == __file__ else sys.argv[0]
+    program = [name, *sys.argv[1:2]] if arguments is None else [name]
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         print(_usage())

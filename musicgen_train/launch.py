@@ -51,7 +51,7 @@ def run_stage(
         program: the words that start this command: a script, or a program and its verb.
         arguments: the words after them: Hydra's options and overrides.
     """
-    # Without it Hydra prints errors its own way and exits.
+    # Without it, Hydra prints errors in its own way and exits.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     given, words = sys.argv, _options_first(arguments)
 
@@ -63,7 +63,7 @@ def run_stage(
             _require_all(config)
             run(config)
 
-        # Here and not around Hydra, which would add a line of its own.
+        # Hydra would add a line of its own to an error that leaves this function.
         _exit_on_user_error(checked, config_name)
 
     _keep_hydra_quiet(config_name)
@@ -138,7 +138,7 @@ def _exit_on_user_error(call: Callable[[], object], config_name: str) -> None:
 def _is_users(error: BaseException) -> bool:
     if isinstance(error, USER_ERRORS) or isinstance(error.__cause__, USER_ERRORS):
         return True
-    # Imported late: it brings torch, which a mistyped override does not need.
+    # Imported here because it imports torch, for which a mistyped override need not wait.
     from musicgen_train.hub.weights import CheckpointError
 
     return isinstance(error, CheckpointError)
@@ -151,7 +151,7 @@ def explain(error: BaseException, config_name: str) -> str:
         error: what was raised.
         config_name: the config that was composed; a mistyped key is compared with its keys.
     """
-    # Hydra's instantiation wraps what the class itself raised.
+    # Hydra wraps what a class raises when it is instantiated.
     if isinstance(error, HydraException) and "Error in call to target" in str(error) and error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
@@ -188,7 +188,7 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 def _like(wrong: str, known: list[str]) -> str:
     close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     if not close:
-        # `max_step` for `trainer.max_steps`: compare the last parts alone.
+        # So that `max_step` is taken for `trainer.max_steps`, compare the last parts alone.
         tails = {key.rpartition(".")[2]: key for key in reversed(known)}
         close = [tails[tail] for tail in difflib.get_close_matches(wrong.rpartition(".")[2], list(tails), n=1)]
     return f"; the nearest is {close[0]}" if close else ""
