@@ -180,6 +180,24 @@ def test_a_users_config_folder_stands_beside_ours(launch: Call, own_configs: Pat
     assert err.startswith("error: there is no experiment=mien; the nearest is mine. There are: ")
 
 
+@pytest.mark.parametrize("name", ["preprocess", "evaluate"])
+def test_a_users_file_begins_with_ours(name: str, own_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml")
+    (own_configs / "mine.yaml").write_text(f"defaults: [{name}, _self_]\ndevice: cpu\n")
+    given = [
+        "--config-dir",
+        str(own_configs),
+        "--config-name",
+        "mine",
+        "input=a" if name == "preprocess" else "model=a",
+    ]
+    got: list[DictConfig] = []
+    monkeypatch.setattr(sys, "argv", ["musicgen-train", name, *given])
+    run_stage(got.append, name, sys.argv[:2], [*given, "output=b"])
+    assert got[0].keys() == ours.keys()
+    assert (got[0].device, got[0].output) == ("cpu", "b")
+
+
 def test_a_config_folder_that_is_not_there(launch: Call, tmp_path: Path) -> None:
     code, err, _ = launch(*GIVEN, "--config-dir", "nowhere")
     assert (code, err) == (1, f"error: Additional config directory '{tmp_path}/nowhere' not found\n")

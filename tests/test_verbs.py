@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from musicgen_train import __main__ as command_line
+from musicgen_train import launch
 from musicgen_train.__main__ import VERBS, main
 from musicgen_train.demo import pipeline
 
@@ -135,3 +137,21 @@ def test_the_demo_leaves_a_folder_with_something_in_it_alone(
     assert main(["demo", "output=mine"]) == 1
     assert capsys.readouterr().err == "error: mine is not empty; remove it, or give another folder with output=FOLDER\n"
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "arguments", "program"),
+    [
+        (["bin/musicgen-train", "train", "a=1"], None, ["bin/musicgen-train", "train"]),
+        ([command_line.__file__, "train", "a=1"], None, ["musicgen-train", "train"]),
+        (["scripts/train.py", "a=1"], ["train", "a=1"], ["scripts/train.py"]),
+    ],
+)
+def test_a_stage_is_told_the_words_that_people_type(
+    argv: list[str], arguments: list[str] | None, program: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[object] = []
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(launch, "run_stage", lambda run, *rest: got.extend(rest))
+    assert main(arguments) == 0
+    assert got == ["train", program, ["a=1"]]
