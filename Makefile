@@ -9,32 +9,21 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: help
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 .PHONY: install
 install: $(INSTALLED)  ## Make the virtual environment .venv and install the package with its test tools into it
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	touch $@
 
-DEMO := outputs/demo
-
 .PHONY: demo
 demo: install  ## Make music: a corpus, latents, fine-tuning of the small model that ships, report (2 cores, some minutes)
-	rm -rf $(DEMO)
-	$(BIN)/python -m musicgen_train.demo corpus $(DEMO)/music --tracks 96 --seconds 10.24 --seed 0
-	$(BIN)/python -m musicgen_train.demo encoders $(DEMO)/encoders
-	$(BIN)/python scripts/preprocess.py input=$(DEMO)/music output=$(DEMO)/latents encoders=$(DEMO)/encoders \
-		clip_seconds=10.24 split.validation=0.15
-	$(BIN)/python scripts/train.py experiment=demo data.path=$(DEMO)/latents init_from=$(DEMO)/encoders \
-		output=$(DEMO)/run
-	$(BIN)/python scripts/evaluate.py model=$(DEMO)/run output=$(DEMO)/report prompts=configs/demo_prompts.txt \
-		data.path=$(DEMO)/latents max_new_tokens=503 control.clips=33 control.guidance_scale=[1,3] seed=0
-	@echo
-	@echo 'Open $(DEMO)/report/report.html: samples with spectrograms, each number explained beside it.'
+	rm -rf outputs/demo
+	$(BIN)/musicgen-train demo
 
 DEMO_MODEL := outputs/demo-model
 # Three corpora of ten seconds a track; of the second every caption names tempo and key.
@@ -86,6 +75,10 @@ test: install  ## Run the tests (2 cores, no GPU, no network, some minutes)
 .PHONY: test-heavy
 test-heavy: install  ## Run the tests that need full-size models (about 12 GB of memory, some minutes)
 	$(BIN)/python -m pytest -m heavy
+
+.PHONY: test-install
+test-install: install  ## Install the package from the package index into a new environment, and use it (some minutes)
+	$(BIN)/python -m pytest -m package_index
 
 .PHONY: check
 check: install  ## Format, lint and type check, changing nothing

@@ -16,6 +16,7 @@ from types import ModuleType
 
 MOVED = {
     "convert.folders": "convert.conversion",
+    "convert.stereo": "training.weights.stereo",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
     "evaluation.assemble": "evaluation.model",

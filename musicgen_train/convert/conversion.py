@@ -38,7 +38,6 @@ from musicgen_train.convert.audiocraft import (
     refusal,
     text_encoder_name,
 )
-from musicgen_train.convert.stereo import expand_to_stereo, mono_name
 from musicgen_train.files import atomic_folder, read_json, write_json
 from musicgen_train.hub.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.hub.weights import (
@@ -61,6 +60,7 @@ from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.pretrained import PretrainedModel, check_state_dict
 from musicgen_train.models.t5 import T5EncoderModel
+from musicgen_train.training.weights.stereo import expand_to_stereo, mono_name
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"

@@ -1,4 +1,8 @@
-"""Make what the demo starts from.
+"""Make music, latents, a fine-tuned small model and a report, from nothing (2 cores, some minutes).
+
+    musicgen-train demo [output=FOLDER]              all of it, into outputs/demo or FOLDER, which has to be empty
+
+Or make what it starts from:
 
     python -m musicgen_train.demo corpus OUTPUT      captioned music, as audio files with a .json beside each
     python -m musicgen_train.demo encoders OUTPUT    the small encoders and decoder that ship, in the hub's layout
@@ -18,12 +22,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, or 1 after an error that was told in one line."""
-    options = _parse(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, or all of the demo where none is given. Returns the exit code: 0, or 1 after an error that was
+    told in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if all(word.startswith("output=") for word in arguments):
+            return _everything(arguments)
+        options = _parse(arguments)
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -31,9 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _everything(arguments: Sequence[str]) -> int:
+    from musicgen_train.demo.pipeline import DEMO_FOLDER, run_pipeline
+
+    return run_pipeline(Path(arguments[-1].removeprefix("output=")) if arguments else DEMO_FOLDER)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m musicgen_train.demo",
+        prog="musicgen-train demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,6 +8,7 @@ from typing import Any
 _TEXT = """---
 library_name: musicgen_train
 pipeline_tag: text-to-audio
+license: apache-2.0
 ---
 
 # MusicGen, demo size

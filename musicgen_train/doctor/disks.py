@@ -1,4 +1,4 @@
-"""Where files go: whether there is room, and whether they may be written."""
+"""Checks the folders that files go to: may they be written, and is there room."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from musicgen_train.doctor.findings import Finding, note, ok, wrong
 from musicgen_train.training.logs.wandb_account import is_offline
 
 _GIB = 2**30
-# Weights, gradients and moments of a small model, two checkpoints of it and its composite.
+# Two checkpoints of musicgen-small with its optimizer, and its composite.
 _PLENTY = 20 * _GIB
 _LEAST = _GIB // 4
 
 
 def look_at_disks(output: Path) -> Iterator[Finding]:
-    """Room and permission where results, temporary files and models of the hub go."""
-    # Imported here because it is slow to import, and only to be asked where its cache is.
+    """Check the folders of results, temporary files and the hub's models, and what the environment sets for the hub."""
+    # Imported here because it is slow to import.
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for topic, folder, setting in (

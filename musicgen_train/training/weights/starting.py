@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from musicgen_train.convert.stereo import expand_to_stereo
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.codec.encodec import EncodecModel
@@ -36,6 +35,7 @@ from musicgen_train.training.weights.adapters import (
 )
 from musicgen_train.training.weights.initialization import initialize_like_audiocraft
 from musicgen_train.training.weights.model_source import find_model
+from musicgen_train.training.weights.stereo import expand_to_stereo
 
 SCRATCH = "scratch"
 

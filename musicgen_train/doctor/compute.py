@@ -1,4 +1,4 @@
-"""What there is to compute with."""
+"""Checks torch, GPUs, threads, the C code and shared memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_SHARED_MEMORY = _GIB
 
 
 def look_at_torch() -> Iterator[Finding]:
-    """Whether torch computes, and torchaudio beside it: builds for different CUDA versions do not load together."""
+    """Try torch, and torchaudio beside it: builds for different CUDA versions do not load together."""
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
     value = (torch.ones(4, 4) @ torch.ones(4, 4)).sum().item()
     if value != 64:
@@ -31,7 +31,7 @@ def look_at_torch() -> Iterator[Finding]:
         import torchaudio
 
         resampled = torchaudio.functional.resample(torch.zeros(1, 441), 44100, 32000)
-    except Exception as error:  # an ImportError, an OSError of the loader, a RuntimeError of a missing operator
+    except Exception as error:  # ImportError, OSError of the loader, RuntimeError of a missing operator
         reason = " ".join(str(error).split())
         yield wrong("torchaudio", f"does not work beside torch {torch.__version__}: {reason}", remedy)
     else:
@@ -39,8 +39,8 @@ def look_at_torch() -> Iterator[Finding]:
         yield ok("torchaudio", f"{torchaudio.__version__}, resamples beside this torch")
 
 
-def look_at_devices() -> Iterator[Finding]:
-    """GPUs with memory, compute capability and bfloat16; cores and threads."""
+def look_at_compute() -> Iterator[Finding]:
+    """Check each GPU, threads against cores, the C code, and shared memory for reading processes."""
     if torch.cuda.is_available():
         yield ok("driver", driver_version() or "version unknown (no nvidia-smi)")
         for index in range(torch.cuda.device_count()):
@@ -96,11 +96,11 @@ def _threads() -> Iterator[Finding]:
 def _c_code() -> Finding:
     reason = reason_without_any()
     if reason is None:
-        return ok("C code", "compiled: generation, the codec and attention, in float32 on the CPU, are done by it")
+        return ok("C code", "compiled: generation, the codec and attention use it, in float32 on the CPU")
     return note(
         "C code",
-        f"generation, the codec or attention on the CPU are left to torch, which is slower: {reason}",
-        "install a C compiler, e.g. gcc",
+        f"not in use ({reason}): on the CPU, generating and encoding music take about twice the time",
+        "install a C compiler, e.g. apt-get install gcc",
     )
 
 
