@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import benchmark_growth
 import benchmark_plan
+import growth
 import pytest
 
 TEST = ["--device", "cpu", "--size", "test", "--repeats", "1"]
 
 
 def test_a_table_has_a_line_for_each_value(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark_growth.main([*TEST, "--only", "layers", "--largest", "4", "--new-tokens", "9"]) == 0
+    assert growth.main([*TEST, "--only", "layers", "--largest", "4", "--new-tokens", "9"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines] == ["layers", "---", "2", "4"]
     for line in lines[2:]:
@@ -28,8 +28,8 @@ def test_a_generation_gives_the_frames_of_its_line(monkeypatch: pytest.MonkeyPat
     size = benchmark_plan.SIZES["test"]
     decoder = {**size.decoder, "num_codebooks": codebooks}
     monkeypatch.setitem(benchmark_plan.SIZES, "test", dataclasses.replace(size, decoder=decoder))
-    plan = benchmark_plan.Plan.of(benchmark_growth.parse(TEST))
-    for point in benchmark_growth.points("frames", plan, largest=500):
+    plan = benchmark_plan.Plan.of(growth.parse(TEST))
+    for point in growth.points("frames", plan, largest=500):
         assert dataclasses.replace(plan, new_tokens=point.new_tokens).new_frames == point.frames
 
 
@@ -48,6 +48,6 @@ def test_values_that_cannot_be_measured_are_refused(
     options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        benchmark_growth.main(options)
+        growth.main(options)
     assert stopped.value.code == 2
     assert problem in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`scripts/benchmark_data.py`: its inputs against plain readers, one small run, and what it refuses."""
+"""`scripts/benchmarks/data_speed.py`: its inputs against plain readers, one small run, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_data
+import data_speed
 import datasets
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import soundfile
 
 from musicgen_train.latents.manifest import Manifest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_data.py"
+SCRIPT = Path(data_speed.__file__)
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,7 @@ def test_reading_from_the_command_line(tmp_path: Path) -> None:
     mapped, nested = report["latents"]["runs"]
     assert len(mapped) == len(nested) == 1
     assert all(run[name] > 0 for run in mapped for name in ("open", "first_access", "rows", "batches", "loader"))
-    assert report["environment"]["command"].startswith("python scripts/benchmark_data.py --repeats 1")
+    assert report["environment"]["command"].startswith("python scripts/benchmarks/data_speed.py --repeats 1")
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_bad_options_are_refused_before_any_work(
     options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        benchmark_data.parse(options)
+        data_speed.parse(options)
     assert stopped.value.code == 2
     assert problem in capsys.readouterr().err
 
 
 def test_latents_are_as_plain_datasets_reads_them(tmp_path: Path) -> None:
-    assert benchmark_data.write_latents(tmp_path / "latents", 7) == 1500
+    assert data_speed.write_latents(tmp_path / "latents", 7) == 1500
     rows = datasets.load_from_disk(str(tmp_path / "latents" / "train"))
     assert rows["frames"] == [1500] * 7
     assert {len(packed) for packed in rows["codes"]} == {4 * 1500 * 2}
@@ -71,11 +71,11 @@ def test_latents_are_as_plain_datasets_reads_them(tmp_path: Path) -> None:
 
 def test_clips_of_many_rows_are_shorter() -> None:
     # 2.4 GB among a million clips of 4 codebooks at 2 bytes are 300 frames, 6 s.
-    assert benchmark_data.MOST_CODE_BYTES // (2 * 4 * 1_000_000) == 300
+    assert data_speed.MOST_CODE_BYTES // (2 * 4 * 1_000_000) == 300
 
 
 def test_a_corpus_has_the_minutes_asked_for(tmp_path: Path) -> None:
-    assert benchmark_data.write_corpus(tmp_path / "music", 0.6) == 2
+    assert data_speed.write_corpus(tmp_path / "music", 0.6) == 2
     found = {
         path.suffix: soundfile.info(path) for path in (tmp_path / "music").glob("track*.*") if path.suffix != ".txt"
     }
@@ -85,5 +85,5 @@ def test_a_corpus_has_the_minutes_asked_for(tmp_path: Path) -> None:
 
 
 def test_medians_and_ranges() -> None:
-    assert benchmark_data.spread([3.0, 1.0, 2000.0]) == "3 (1-2,000)"
-    assert benchmark_data.spread([0.12345, 0.2]) == "0.162 (0.123-0.2)"
+    assert data_speed.spread([3.0, 1.0, 2000.0]) == "3 (1-2,000)"
+    assert data_speed.spread([0.12345, 0.2]) == "0.162 (0.123-0.2)"
