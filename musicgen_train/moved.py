@@ -17,6 +17,7 @@ from types import ModuleType
 MOVED = {
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
+    "demo.reading": "demo.caption_reading",
     "evaluation.assemble": "evaluation.model",
     "evaluation.control_listening": "evaluation.control.listening",
     "evaluation.control_set": "evaluation.control.pieces",

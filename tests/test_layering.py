@@ -43,7 +43,7 @@ LAYERS = {
         *("audio", "data", "devices", "doctor", "files", "latents", "models", "processing", "provenance"),
         "training",
     },
-    "demo": {"audio", "demo", "files", "models", "processing"},
+    "demo": {"audio", "demo", "files"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
 FOREIGN |= {"peft"}

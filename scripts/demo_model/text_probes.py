@@ -1,4 +1,4 @@
-"""Linear probes: what the states of a text tell about the music it describes."""
+"""Linear probes that read properties of the music off the states of a text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.demo.reading import MULTIPLE, SINGLE, Facts
+from musicgen_train.demo.caption_reading import MULTIPLE, SINGLE, Facts
 from musicgen_train.models.t5 import T5EncoderModel
 
 _CONFLICT = -100
@@ -16,25 +16,25 @@ _SLOTS = [(kind, value) for kind, values in MULTIPLE.items() for value in values
 
 
 class Probes(nn.Module):
-    """Linear classifiers that read the properties off the mean state of a text.
+    """Linear classifiers on the mean state of a text, one for each property.
 
     Args:
-        width: D, of the states.
+        width: D, the width of the states.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Class 0 of each: the text leaves it open.
+        # Class 0 of each property stands for a text that leaves it open.
         self._sizes = [1 + len(values) for values in SINGLE.values()]
         self.linear = nn.Linear(width, sum(self._sizes) + len(_SLOTS))
 
     def forward(self, mean_BD: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Means `(B, D)` to logits: one `(B, 1 + values)` for each property of `SINGLE`; `(B, slots)` of `MULTIPLE`."""
+        """Logits for means `(B, D)`: `(B, 1 + values)` for each property of `SINGLE`; `(B, slots)` for `MULTIPLE`."""
         *single, multiple = self.linear(mean_BD).split([*self._sizes, len(_SLOTS)], dim=-1)
         return single, multiple
 
     def loss(self, mean_BD: torch.Tensor, classes_BK: torch.Tensor, slots_BS: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats of everything there is to tell about a text, mean over texts; a scalar."""
+        """Cross-entropy in nats, summed over all properties and averaged over texts; a scalar."""
         single, multiple = self(mean_BD)
         total = F.binary_cross_entropy_with_logits(multiple, slots_BS, reduction="sum")
         for logits, classes_B in zip(single, classes_BK.unbind(-1), strict=True):
@@ -43,7 +43,7 @@ class Probes(nn.Module):
 
     @torch.no_grad()
     def read(self, mean_BD: torch.Tensor) -> list[Facts]:
-        """What the probes find in each text."""
+        """Return the facts that the probes find in each text."""
         single, multiple = self(mean_BD)
         texts: list[set[tuple[str, str]]] = [set() for _ in mean_BD]
         for (kind, values), logits in zip(SINGLE.items(), single, strict=True):
@@ -55,12 +55,12 @@ class Probes(nn.Module):
         return [frozenset(said) for said in texts]
 
 
-def targets(texts: Sequence[Facts]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the probes shall answer.
+def probe_targets(texts: Sequence[Facts]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probes' targets for texts that say these facts.
 
     Returns:
-        int64 `(B, properties of SINGLE)`: 0 where nothing is said, 1 and up for a value, -100 where a text says two
-        that exclude each other; float32 `(B, slots)`: 1 for what is said of `MULTIPLE`.
+        int64 `(B, properties of SINGLE)`: 0 where nothing is said, from 1 on a value, -100 (ignored by the loss)
+        where a text says two values that exclude each other; float32 `(B, slots)`: 1 for what is said of `MULTIPLE`.
     """
     classes = torch.zeros(len(texts), len(SINGLE), dtype=torch.int64)
     slots = torch.zeros(len(texts), len(_SLOTS))
@@ -79,12 +79,12 @@ def mean_states(
     attention_mask: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """The mean of each text's states, `(B, D)`; with a generator, of a random share of them, and of one at least."""
+    """The mean of each text's states, `(B, D)`; with a generator, over a random share of them, at least one."""
     states = encoder(input_ids, attention_mask).last_hidden_state
     weights = attention_mask.float()
     if generator is not None:
         shares = torch.rand(len(weights), 1, generator=generator)
         chances = torch.rand(weights.shape, generator=generator) * weights
-        # The largest is always among them.
+        # Comparing with the largest chance at most keeps at least one token.
         weights = weights * (chances >= torch.minimum(1 - shares, chances.amax(-1, keepdim=True)))
     return torch.einsum("bld,bl->bd", states, weights / weights.sum(-1, keepdim=True))

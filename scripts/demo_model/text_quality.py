@@ -1,4 +1,4 @@
-"""How well a text encoder hears what texts say about music, on texts it was not trained with."""
+"""Measures how well a text encoder reads what texts say about music, on texts it was not trained on."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from text_probes import Probes, mean_states
+from text_prompts import free_prompt
 from torch.nn import functional as F
 
+from musicgen_train.demo.caption_reading import MULTIPLE, SINGLE, Facts, nearest_tempo, read_facts, ways_to_say
 from musicgen_train.demo.composition import Piece, compose
-from musicgen_train.demo.descriptions import describe, tempo_class
+from musicgen_train.demo.descriptions import describe_piece, tempo_class
 from musicgen_train.demo.draws import Draws
-from musicgen_train.demo.reading import MULTIPLE, SINGLE, Facts, nearest_tempo, read, ways_to_say
-from musicgen_train.demo.text_probes import Probes, mean_states
-from musicgen_train.demo.text_prompts import free_prompt
 from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
-# Far from the seeds people take for their corpora, and from those of the training.
+# Far from the seeds people take for their corpora, and from those of training.
 _HELD_OUT_SEED = 5_000_000
 
-# Prompts by hand, most with words that no table of ours holds, and what a listener would expect of them.
+# Prompts written by hand, most with words that none of our tables has, and what a listener would expect of them.
 HAND_WRITTEN: tuple[tuple[str, dict[str, str]], ...] = (
     ("calm piano melody", {"energy": "calm", "instrument": "piano"}),
     ("Calm Piano Melody!", {"energy": "calm", "instrument": "piano"}),
@@ -69,18 +69,20 @@ HAND_WRITTEN: tuple[tuple[str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class TextQuality:
-    """How well texts that were not trained on are read, and how states lie. Shares are from 0 to 1.
+    """How well unseen texts are read, and how close the states of similar texts are. Shares are from 0 to 1.
 
     Args:
-        captions: texts that were read: all captions of pieces of another seed.
+        captions: number of texts: all captions of pieces of another seed.
         accuracy: by property, how often the probes name the right value where a caption states it.
-        open: by property, how often they find nothing where it states nothing; without properties that all state.
-        recall, precision: of instruments and of figures: found of those stated, and stated of those found.
-        free: as `accuracy`, over prompts that put any properties together.
+        open: by property, how often they find nothing where a caption states nothing; without properties that every
+            caption states.
+        recall, precision: for instruments and for figures: the share found of those stated, and stated of those found.
+        free: as `accuracy`, over prompts that combine any properties.
         hand_written: share of the expectations in `HAND_WRITTEN` that are met.
-        missed: those that are not.
-        agreement: mean cosine of two texts that differ in one word of the same meaning; the mean of all is taken off.
-        contrast: the same for a word of another meaning, of the same property.
+        missed: the expectations that are not met.
+        agreement: mean cosine between texts that differ in one word with the same meaning, after subtracting the mean
+            of all texts.
+        contrast: the same for words with different meanings, of the same property.
         rms: root mean square of the states.
     """
 
@@ -102,19 +104,19 @@ def measure_text_encoder(
 ) -> TextQuality:
     """Measure an encoder on captions of other pieces, on random prompts and on those written by hand.
 
-    What a caption states is compared with what is true of the piece, not with what was read off its words.
+    The probes' answers are compared with the truth about the piece, not with what was read off its captions.
 
     Args:
-        encoder, probes: as `train_text_encoder` gives them.
-        tokenizer: theirs.
-        seed: of the pieces.
-        pieces: how many.
+        encoder, probes: the result of `train_text_encoder`.
+        tokenizer: the encoder's tokenizer.
+        seed: seed of the pieces.
+        pieces: number of pieces.
     """
     texts: list[str] = []
     expected: list[Facts] = []
     for index in range(pieces):
         piece = compose(_HELD_OUT_SEED + seed, index, seconds=4.0)
-        for caption in describe(piece, Draws("captions", _HELD_OUT_SEED + seed, index)):
+        for caption in describe_piece(piece, Draws("captions", _HELD_OUT_SEED + seed, index)):
             texts.append(caption)
             expected.append(_stated(caption, piece))
     found = _read_all(texts, encoder, probes, tokenizer)
@@ -154,7 +156,7 @@ def measure_text_encoder(
             for kind, value in said
             if kind in MULTIPLE
         ),
-        free=_accuracy([read(prompt) for prompt in prompts], in_prompts),
+        free=_accuracy([read_facts(prompt) for prompt in prompts], in_prompts),
         hand_written=round(1 - len(missed) / sum(len(wanted) for _, wanted in HAND_WRITTEN), 4),
         missed=missed,
         agreement=round(agreement, 4),
@@ -164,7 +166,7 @@ def measure_text_encoder(
 
 
 def facts_of(piece: Piece) -> Facts:
-    """All that is true of a piece."""
+    """Everything that is true of a piece."""
     return frozenset(
         {
             ("style", piece.style_name),
@@ -182,8 +184,8 @@ def facts_of(piece: Piece) -> Facts:
 
 
 def _stated(caption: str, piece: Piece) -> Facts:
-    """The true values of the properties a caption speaks of; of instruments and figures, those that it names."""
-    words = read(caption)
+    """The true values of the properties that a caption states, and the instruments and figures that it names."""
+    words = read_facts(caption)
     kinds = {kind for kind, _ in words} & SINGLE.keys()
     return frozenset(fact for fact in facts_of(piece) if fact[0] in kinds or fact in words)
 
@@ -193,7 +195,7 @@ def _values(kind: str, facts: Facts) -> set[str]:
 
 
 def _accuracy(expected: Sequence[Facts], found: Sequence[Facts]) -> dict[str, float]:
-    """By property, the share of texts where the one value that is stated is found."""
+    """By property, the share of texts in which the probes find the one value that is stated."""
     return _shares(
         (kind, _values(kind, said) == _values(kind, stated))
         for stated, said in zip(expected, found, strict=True)

@@ -1,15 +1,16 @@
-"""Trains the demo's codec: how the one that ships was made.
+"""Training of the codec that ships.
 
-It starts from a codec that is written down (`codec`), and goes on in two stages:
+It starts from the codec whose weights are computed (`codec_design`) and has two stages:
 
-1. the codebooks see more music: exponential moving averages of what is nearest to each entry, as in EnCodec (Défossez
-   et al., "High Fidelity Neural Audio Compression", 2022; van den Oord et al., "Neural Discrete Representation
-   Learning", 2017), and entries that die are moved to where music is. The encoder stays as it was written, so from here
-   on codes do not change;
-2. the decoder, all of it, learns by gradients to make the recording of the codes, under losses of spectra at several
-   scales.
+1. the codebooks are refined on more music by exponential moving averages of the latents nearest to each entry, as in
+   EnCodec (Défossez et al., "High Fidelity Neural Audio Compression", 2022; van den Oord et al., "Neural Discrete
+   Representation Learning", 2017), with revival of dead entries. The encoder is not trained, so codes do not change
+   afterwards;
+2. the whole decoder is trained by gradients to reconstruct the recording from its codes, under spectral losses at
+   several scales.
 
-Each stage is saved when it is done, and the second one on its way: killed, the same call goes on.
+The result of each stage is saved, and the second stage also saves checkpoints: called again after a kill, the training
+resumes.
 
 Axis letters: B clips of a batch, K codebooks, T frames, V entries, D width of a latent, L samples, F frequencies.
 """
@@ -25,9 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from codec_design import (
+    CODEBOOK_PARTS,
+    CODEC_HOP,
+    clip_batches,
+    demo_codec_config,
+    encoder_outputs,
+    make_codec,
+    nearest_entries,
+)
 
-from musicgen_train.demo.clusters import nearest
-from musicgen_train.demo.codec import HOP, PARTS, batches, demo_codec_config, latents_of, make_codec
 from musicgen_train.files import write_atomically
 from musicgen_train.models.codec.encodec import EncodecModel, VectorQuantizer
 
@@ -39,16 +47,16 @@ class CodecTraining:
     """How the codec is trained.
 
     Args:
-        seed: of weights that wait for training, of the start of the codebooks, and of the order of music.
-        fitting_clips: of the music, what the k-means that starts the codebooks sees; all of it is seen afterwards.
-        passes: over the music, of the codebooks' moving averages.
-        decay: of these averages, per batch of 16 clips.
-        steps: of the decoder's training; 0 leaves it as it is written.
+        seed: seed of the random weights, of the first entries of the codebooks, and of the order of the music.
+        fitting_clips: number of clips for the k-means that initialises the codebooks; later stages use all clips.
+        passes: passes over the music while the codebooks are refined.
+        decay: decay of their moving averages, per batch of 16 clips.
+        steps: training steps of the decoder; 0 leaves it untrained.
         batch_size: crops in a step.
-        crop_frames: length of each.
-        lr: the highest learning rate.
-        warmup: steps to reach it; it then sinks to a hundredth along a cosine.
-        save_every: steps between saves, from which a killed run goes on.
+        crop_frames: length of a crop, in frames.
+        lr: the peak learning rate.
+        warmup: steps until the peak; from there a cosine falls to a hundredth of it.
+        save_every: steps between checkpoints.
     """
 
     seed: int = 0
@@ -70,23 +78,23 @@ def train_codec(
     *,
     report: Callable[[str], None] = print,
 ) -> EncodecModel:
-    """Train the codec, or go on with it.
+    """Train the codec, or resume its training.
 
     Args:
-        audio: music, each clip float32 `(samples,)` at 32 kHz, all of one length, whole frames.
-        folder: where the stages are saved.
-        settings: how.
-        report: called with a line of text now and then.
+        audio: music, each clip float32 `(samples,)` at 32 kHz, all of the same length, a whole number of frames.
+        folder: where the result of each stage and the checkpoints are saved.
+        settings: None for the default ones.
+        report: called with a line of progress every 100 steps.
 
     Returns:
         The codec, in eval mode.
 
     Raises:
-        ValueError: too little music, or clips that are no whole frames or not of one length.
+        ValueError: there is too little music, the clips differ in length, or their length is not a multiple of a frame.
     """
     settings = settings or CodecTraining()
-    if len({len(clip) for clip in audio}) > 1 or len(audio[0]) % HOP:
-        raise ValueError(f"the clips have {len(audio[0])} samples, ...; expected one length, a multiple of {HOP}")
+    if len({len(clip) for clip in audio}) > 1 or len(audio[0]) % CODEC_HOP:
+        raise ValueError(f"the clips have {len(audio[0])} samples, ...; expected one length, a multiple of {CODEC_HOP}")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     fitted = target / "fitted.pt"
@@ -104,41 +112,41 @@ def train_codec(
 
 @torch.no_grad()
 def update_codebooks(codec: EncodecModel, audio: Sequence[torch.Tensor], settings: CodecTraining) -> int:
-    """Let the codebooks follow more music.
+    """Refine the codebooks on all of the music.
 
-    Every entry becomes the moving average of the latents nearest to it over the moving average of their number. An
-    entry that has fewer than a tenth of its share moves to a latent drawn at random from the batch. Entry 0 stays zero.
+    Every entry becomes the moving average of the sum of the latents nearest to it over that of their number. An entry
+    with fewer than a tenth of its share is dead and moves to a latent drawn from the batch. Entry 0 stays zero.
 
     Returns:
-        How many entries were moved because they had died.
+        The number of dead entries that were moved.
     """
-    latents_BTD = torch.stack(list(latents_of(codec, audio).split(len(audio[0]) // HOP)))
+    latents_BTD = torch.stack(list(encoder_outputs(codec, audio).split(len(audio[0]) // CODEC_HOP)))
     generator = torch.Generator().manual_seed(settings.seed)
     revived = 0
     for _ in range(settings.passes):
         for rows in torch.randperm(len(latents_BTD), generator=generator).split(16):
             latents_TD = latents_BTD[rows].flatten(0, 1)
-            for layer, part in zip(codec.quantizer.layers, PARTS, strict=True):
+            for layer, part in zip(codec.quantizer.layers, CODEBOOK_PARTS, strict=True):
                 assert isinstance(layer, VectorQuantizer)
-                revived += _follow(layer, latents_TD, part, settings.decay, generator)
+                revived += _update_codebook(layer, latents_TD, part, settings.decay, generator)
     return revived
 
 
-def _follow(
+def _update_codebook(
     layer: VectorQuantizer, latents_TD: torch.Tensor, part: tuple[int, int], decay: float, generator: torch.Generator
 ) -> int:
     book, (first, last) = layer.codebook, part
     data_TD = latents_TD[:, first:last]
-    codes_T = nearest(data_TD, book.embed[:, first:last])
+    codes_T = nearest_entries(data_TD, book.embed[:, first:last])
     counts_V = torch.bincount(codes_T, minlength=len(book.embed)).float()
     sums_VD = torch.zeros_like(book.embed)
     sums_VD[:, first:last].index_add_(0, codes_T, data_TD)
-    # The k-means before counted all of its music: averages need the size of a batch.
+    # k-means left the counts of all of its music; the averages are those of one batch.
     scale = len(data_TD) / book.cluster_size.sum()
     book.embed_avg.mul_(scale * decay).add_(sums_VD, alpha=1 - decay)
     book.cluster_size.mul_(scale * decay).add_(counts_V, alpha=1 - decay)
     book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-5)[:, None])
-    # Silence has so many frames or so few: its entry is not up for revival.
+    # However few frames are silent, the entry for silence is kept.
     dead = (book.cluster_size < 0.1 * len(data_TD) / len(book.embed)).nonzero().flatten()
     dead = dead[dead != 0]
     drawn = torch.randint(len(data_TD), (len(dead),), generator=generator)
@@ -157,7 +165,7 @@ def train_decoder(
     checkpoint: Path,
     report: Callable[[str], None],
 ) -> None:
-    """Train the decoder to make recordings of codes; goes on from `checkpoint`, and saves there."""
+    """Train the decoder to reconstruct recordings from codes; resumes from the file `checkpoint` and saves to it."""
     audio_BL = torch.stack(list(audio))
     latents_BTD = _decoded_latents(codec, audio)
     decoder = codec.decoder
@@ -171,14 +179,17 @@ def train_decoder(
     decoder.train()
     started, losses, at = time.monotonic(), torch.zeros(3), done
     for step in range(done, settings.steps):
-        # Of the step alone, so that a run that goes on sees what it would have seen.
+        # Seeded by the step alone, so that a resumed run draws the same crops.
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         rows = torch.randint(len(audio_BL), (settings.batch_size,), generator=generator).tolist()
         last = latents_BTD.shape[1] - settings.crop_frames
         starts = torch.randint(last + 1, (settings.batch_size,), generator=generator).tolist()
         frames = settings.crop_frames
         crops = [latents_BTD[row, start : start + frames] for row, start in zip(rows, starts, strict=True)]
-        wanted = [audio_BL[row, start * HOP : (start + frames) * HOP] for row, start in zip(rows, starts, strict=True)]
+        wanted = [
+            audio_BL[row, start * CODEC_HOP : (start + frames) * CODEC_HOP]
+            for row, start in zip(rows, starts, strict=True)
+        ]
         made_BL = decoder(torch.stack(crops))[..., 0]
         parts = reconstruction_losses(torch.stack(wanted), made_BL)
         optimizer.param_groups[0]["lr"] = settings.lr * _share_of_lr(step, settings)
@@ -202,13 +213,13 @@ def train_decoder(
 
 
 def reconstruction_losses(wanted_BL: torch.Tensor, made_BL: torch.Tensor) -> torch.Tensor:
-    """How far a decoded recording is from the one that was coded; three terms `(3,)` to be added.
+    """Three losses between a decoded recording and the original, `(3,)`; training minimises their sum.
 
-    - differences of magnitudes, relative to what there is, over five scales (spectral convergence; Arik et al., "Fast
-      Spectrogram Inversion using Multi-head Convolutional Neural Networks", 2018);
-    - differences of their logarithms over the same scales, which hear what is soft as well;
-    - differences of the complex spectrum below 1.1 kHz, where codes know the phase. Above they do not, and a loss of
-      waveforms would only ask for silence there.
+    - spectral convergence, the relative difference of magnitudes, over five scales (Arik et al., "Fast Spectrogram
+      Inversion using Multi-head Convolutional Neural Networks", 2018);
+    - the difference of log magnitudes over the same scales, which counts soft sounds as well;
+    - the relative difference of the complex spectrum below 1.1 kHz, where the codes carry the phase. Above they do not,
+      and a loss on the waveform would favour silence there.
 
     Args:
         wanted_BL, made_BL: `(B, L)`.
@@ -229,22 +240,22 @@ def reconstruction_losses(wanted_BL: torch.Tensor, made_BL: torch.Tensor) -> tor
 
 
 def _spectrum(audio_BL: torch.Tensor, size: int) -> torch.Tensor:
-    """Complex, `(B, F, T)`, of the size of the sines in it times half the square root of the window's length."""
+    """The complex spectrum `(B, F, T)`: a sine of amplitude a has a peak of a / 2 times the square root of `size`."""
     window = torch.hann_window(size)
     spectrum = torch.stft(audio_BL, size, size // 4, window=window, return_complex=True)
     return spectrum * (2 / size**0.5)
 
 
 def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
-    # The root has no slope at zero.
+    # The derivative of the square root is infinite at zero.
     return (spectrum.real.pow(2) + spectrum.imag.pow(2) + 1e-10).sqrt()
 
 
 @torch.no_grad()
 def _decoded_latents(codec: EncodecModel, audio: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the decoder is given for each clip, `(B, T, D)`."""
+    """The quantized latents of each clip, which are the decoder's input, `(B, T, D)`."""
     rows = []
-    for clips in batches(audio):
+    for clips in clip_batches(audio):
         codes_BKT = codec.encode(clips, bandwidth=codec.config.target_bandwidths[-1]).audio_codes[0]
         rows.append(codec.quantizer.decode(codes_BKT))
     return torch.cat(rows)

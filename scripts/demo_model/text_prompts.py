@@ -1,7 +1,7 @@
-"""Texts to teach the text encoder with, each with what it says: captions of the corpus and free prompts.
+"""Texts that the text encoder is trained on, each with the facts it states: captions of the corpus and free prompts.
 
 Captions alone would teach little: they always keep the same order, use few words, and never name a harp in house. So
-half of the texts put any properties together in any order, and captions are cut and said in other words.
+half of the texts combine any properties in any order, and captions are cut short and rephrased.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from musicgen_train.demo.composition import compose
-from musicgen_train.demo.descriptions import describe
+from musicgen_train.demo.caption_reading import SINGLE, Facts, find_phrases, read_facts, ways_to_say
+from musicgen_train.demo.corpus import captions_of
 from musicgen_train.demo.draws import Draws
-from musicgen_train.demo.reading import SINGLE, Facts, find, read, ways_to_say
 
 NOUNS = ("track", "song", "piece", "tune", "music", "melody", "instrumental", "loop", "composition", "background music")
-# Words that say nothing the corpus knows of; they must not be heard as if they did.
+# Words that state no property of the corpus; the encoder must learn to ignore them.
 _OTHER_WORDS = """
 a the and of for my your some this that very really quite more less little great good nice beautiful amazing
 simple catchy modern old new classic vintage retro original cinematic romantic magical mysterious strange elegant
@@ -34,14 +33,14 @@ OTHER_WORDS = tuple(_OTHER_WORDS.split())
 _OPENINGS = ("", "", "", "make me ", "I want ", "please write ", "music for a video: ", "this is ", "generate ")
 _SEPARATORS = (", ", ", ", " ", " / ", "; ", " and ")
 _TYPO_SHARE, _OTHER_WORDS_SHARE = 0.1, 0.25
-# Those of the corpus are asked for most: they are what the decoder can play.
+# Most prompts ask for a tempo of the corpus, since those are what the decoder can play.
 _CORPUS_TEMPOS = tuple(tempo for tempo in SINGLE["bpm"] if 60 <= int(tempo) <= 150)
-# How often a prompt names a property.
+# The probability that a prompt names a property.
 _SAID = {"style": 0.65, "tempo": 0.3, "mode": 0.3, "energy": 0.35, "brightness": 0.3, "drums": 0.3}
 
 
 class PromptSource:
-    """An endless supply of texts.
+    """Draws texts without end.
 
     Args:
         seed: equal seeds give equal texts.
@@ -50,19 +49,15 @@ class PromptSource:
 
     def __init__(self, seed: int, pieces: int) -> None:
         self._draws = Draws("prompts", seed)
-        self._captions = [
-            caption
-            for index in range(pieces)
-            for caption in describe(compose(seed, index, seconds=4.0), Draws("captions", seed, index))
-        ]
+        self._captions = [caption for index in range(pieces) for caption in captions_of(seed, index, seconds=4.0)]
 
     def draw(self) -> tuple[str, Facts]:
-        """A text and what it says, before a slip of the finger that some have."""
+        """Return a text and the facts it states; some texts then get a typo, which the facts ignore."""
         draws = self._draws
         text = self._caption() if draws.chance(0.5) else free_prompt(draws)
         if draws.chance(_OTHER_WORDS_SHARE):
             text = _with_other_words(text, draws)
-        facts = read(text)
+        facts = read_facts(text)
         return (_with_typo(text, draws) if draws.chance(_TYPO_SHARE) else text), facts
 
     def _caption(self) -> str:
@@ -79,15 +74,15 @@ class PromptSource:
 
 
 def rephrase(text: str, draws: Draws, share: float = 0.6) -> str:
-    """A text with a share of its phrases said in other words that mean the same."""
-    for phrase in reversed(find(text)):
+    """Replace a share of a text's phrases by others with the same meaning."""
+    for phrase in reversed(find_phrases(text)):
         if phrase.facts in ways_to_say() and draws.chance(share):
             text = text[: phrase.start] + draws.choice(ways_to_say()[phrase.facts]) + text[phrase.end :]
     return text
 
 
 def free_prompt(draws: Draws) -> str:
-    """A prompt that names some properties, whether or not they go together in the corpus."""
+    """Draw a prompt that names some properties, whether or not they go together in the corpus."""
     words = {kind: _say(kind, draws) for kind, share in _SAID.items() if draws.chance(share)}
     players = [_player(draws) for _ in range(draws.integer(0, 3))]
     if draws.chance(0.25):
@@ -123,7 +118,7 @@ def _say(kind: str, draws: Draws) -> str:
 
 
 def _player(draws: Draws) -> str:
-    """An instrument, with or without what it plays, or without it."""
+    """Name an instrument, sometimes with what it plays, and rarely as absent."""
     alone, playing = _players()
     said = draws.choice(playing if draws.chance(0.35) else alone)
     article = "no " if draws.chance(0.03) else draws.choice(("", "", "a "))
@@ -132,7 +127,7 @@ def _player(draws: Draws) -> str:
 
 @functools.cache
 def _players() -> tuple[Sequence[Facts], Sequence[Facts]]:
-    """What can be said of an instrument: that it is there; that, and what it plays."""
+    """The facts that can be said of an instrument: that it plays, and that it plays a given figure."""
     kinds = {facts: {kind for kind, _ in facts} for facts in ways_to_say()}
     return (
         [facts for facts, said in kinds.items() if said == {"instrument"}],
@@ -152,7 +147,7 @@ def _with_other_words(text: str, draws: Draws) -> str:
 
 
 def _with_typo(text: str, draws: Draws) -> str:
-    """A letter left out, doubled, or swapped with the next, in a word of five letters or more."""
+    """Leave out, double or swap a letter in a word of at least five letters."""
     words = text.split(" ")
     long = [place for place, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
     if not long:

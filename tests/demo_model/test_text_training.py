@@ -12,15 +12,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from text_probes import Probes, mean_states, probe_targets
+from text_prompts import PromptSource
+from text_quality import HAND_WRITTEN, measure_text_encoder
+from text_training import TextTraining, make_tokenizer, make_trained_text_encoder, train_text_encoder
 
 from musicgen_train import T5EncoderModel
+from musicgen_train.demo.caption_reading import MULTIPLE, SINGLE
 from musicgen_train.demo.corpus import captions_of
-from musicgen_train.demo.reading import MULTIPLE, SINGLE
-from musicgen_train.demo.text import make_tokenizer
-from musicgen_train.demo.text_probes import Probes, mean_states, targets
-from musicgen_train.demo.text_prompts import PromptSource
-from musicgen_train.demo.text_quality import HAND_WRITTEN, measure_text_encoder
-from musicgen_train.demo.text_training import TextTraining, main, make_trained_text_encoder, train_text_encoder
 from musicgen_train.models.config import T5Config
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
@@ -49,7 +48,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_targets_by_hand() -> None:
-    classes, slots = targets(
+    classes, slots = probe_targets(
         [
             frozenset({("style", "jazz"), ("mode", "minor"), ("instrument", "piano"), ("figure", "walking")}),
             frozenset({("key", "C"), ("key", "D"), ("drums", "no")}),
@@ -71,7 +70,7 @@ def test_loss_of_probes_that_know_nothing() -> None:
     probes = Probes(6)
     torch.nn.init.zeros_(probes.linear.weight)
     torch.nn.init.zeros_(probes.linear.bias)
-    classes, slots = targets([frozenset({("key", "C")}), frozenset({("key", "C"), ("key", "D")})])
+    classes, slots = probe_targets([frozenset({("key", "C")}), frozenset({("key", "C"), ("key", "D")})])
     choices = [1 + len(values) for values in SINGLE.values()]
     # Each slot is a coin; the second text's two keys are not scored.
     expected = len(slots[0]) * math.log(2) + sum(map(math.log, choices)) - math.log(1 + len(SINGLE["key"])) / 2
@@ -212,18 +211,18 @@ def test_what_was_learned_depends_on_the_text(again: Trained) -> None:
     source = PromptSource(99, 20)
     texts, facts = zip(*(source.draw() for _ in range(200)), strict=True)
     batch = tokenizer(texts, padding=True, return_tensors="pt")
-    classes, slots = targets(facts)
+    classes, slots = probe_targets(facts)
     with torch.no_grad():
         means = mean_states(encoder, batch["input_ids"], batch["attention_mask"])
         own, others = (probes.loss(chosen, classes, slots).item() for chosen in (means, means.roll(1, 0)))
     assert own < 0.85 * others
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert main([str(tmp_path)]) == 1
-    assert "already holds something else; give a new or empty folder" in capsys.readouterr().err
-    assert main([str(tmp_path / "config.json")]) == 1
-    assert "config.json is a file; give a folder for the text encoder" in capsys.readouterr().err
-    assert main([str(tmp_path / "new"), "--steps", "0"]) == 1
-    assert capsys.readouterr().err == "error: steps is 0; expected more than 0\n"
+    with pytest.raises(ValueError, match="already holds something else; give a new or empty folder"):
+        make_trained_text_encoder(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"config\.json is a file; give a folder for the text encoder"):
+        make_trained_text_encoder(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="steps is 0; expected more than 0"):
+        TextTraining(steps=0)

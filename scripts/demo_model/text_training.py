@@ -1,41 +1,54 @@
-"""Train the demo's text encoder, measure it on texts it has not seen, and write it in the hub's layout.
+"""Training of the text encoder that ships: its vocabulary, the training, and a folder in the hub's layout.
 
-    python -m musicgen_train.demo.text_training OUTPUT
-
-The encoder is taught to read: from the mean of a text's states, linear probes must tell every property that the text
-states, and which ones it leaves open. The mean, since that is what cross-attention gives a decoder that has not yet
-learned where to look; of a random share of the tokens, so that every state comes to know what the whole text says.
-Words of one meaning have the same answers, so they come to lie together. The probes are dropped afterwards.
+From the mean of a text's states, linear probes must tell every property that the text states, and which ones it leaves
+open. The mean, because that is what cross-attention gives a decoder that has not yet learned where to look; over a
+random share of the tokens, so that every state learns what the whole text says. Words with the same meaning have the
+same targets, so their states come to lie together. The probes are dropped afterwards.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
+import io
 import os
-import sys
+import string
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
+from text_probes import Probes, mean_states, probe_targets
+from text_prompts import NOUNS, OTHER_WORDS, PromptSource
+from text_quality import TextQuality, measure_text_encoder
 from torch import nn
 
-from musicgen_train.demo.text import make_text_encoder, make_tokenizer
-from musicgen_train.demo.text_probes import Probes, mean_states, targets
-from musicgen_train.demo.text_prompts import PromptSource
-from musicgen_train.demo.text_quality import TextQuality, measure_text_encoder
+from musicgen_train.demo.caption_reading import ways_to_say
+from musicgen_train.demo.corpus import captions_of
 from musicgen_train.files import atomic_folder, write_json
+from musicgen_train.models.config import T5Config
 from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
-RECORD_NAME = "text_training.json"
+TEXT_RECORD_NAME = "text_training.json"
+
+_VOCABULARY_SIZE = 600
+_SENTINELS = 100
+# The vocabulary is fitted to the captions of this many pieces.
+_TRACKS = 600
+_CAPTIONS_SEED = 0
+# Words that captions never use stand in few lines; repeated this often, they count as much as common ones.
+_REPEATS = 40
+_ACCENTED = "\u00e0\u00e1\u00e2\u00e3\u00e4\u00e5\u00e6\u00e7\u00e8\u00e9\u00ea\u00eb\u00ec\u00ed\u00ee\u00ef" + (
+    "\u00f1\u00f2\u00f3\u00f4\u00f5\u00f6\u00f8\u00f9\u00fa\u00fb\u00fc\u00fd\u00ff"
+)
 
 # Far from the seeds people take for their corpora.
 _TRAINING_SEED = 4_000_000
-# Batches whose texts are sorted by length together: little padding, yet no order that the model could notice.
+# Texts of this many batches are sorted by length together: little padding, and no order that the model could learn.
 _POOL = 16
 _WARMUP_STEPS = 100
 
@@ -45,12 +58,12 @@ class TextTraining:
     """How the text encoder is trained.
 
     Args:
-        seed: of its first weights, its texts and the order of everything.
+        seed: seed of the initial weights, the texts and their order.
         steps: optimizer steps.
         batch_size: texts per step.
-        learning_rate: of AdamW, at its highest, after the first steps; from there it falls to zero in a straight line.
-        pieces: composed pieces whose captions are among the texts.
-        held_out_pieces: others, whose captions it is measured on.
+        learning_rate: AdamW's peak learning rate, after a warm-up; from there it falls linearly to zero.
+        pieces: number of composed pieces whose captions are among the texts.
+        held_out_pieces: number of other pieces whose captions it is measured on.
     """
 
     seed: int = 0
@@ -66,25 +79,82 @@ class TextTraining:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
 
 
+@functools.cache
+def vocabulary() -> bytes:
+    """Train a sentencepiece model in T5's form (Unigram, `<pad>` 0, `</s>` 1, `<unk>` 2); always the same bytes.
+
+    Unlike T5's, its character map folds case (`nmt_nfkc_cf`), so "Calm Piano" and "calm piano" have the same ids, and
+    numbers are split into digits, so every tempo is known.
+    """
+    lines = [caption for index in range(_TRACKS) for caption in captions_of(_CAPTIONS_SEED, index)]
+    lines += [text for texts in ways_to_say().values() for text in texts] * _REPEATS
+    lines += [*OTHER_WORDS, *NOUNS] * _REPEATS
+    # Every letter, digit or mark that people type must be known, even if no caption has it.
+    signs = "\u266f\u266d\u2013\u2014\u2018\u2019\u201c\u201d"
+    for characters in (string.ascii_letters, string.digits, string.punctuation, _ACCENTED, signs):
+        lines.append(" ".join(characters))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=_VOCABULARY_SIZE,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_name="nmt_nfkc_cf",
+        split_digits=True,
+        character_coverage=1.0,
+        # With more threads the order of summation, and so the result, would vary.
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def make_tokenizer(folder: Path) -> T5Tokenizer:
+    """Write `spiece.model` into a folder and return the tokenizer that reads it."""
+    path = folder / "spiece.model"
+    path.write_bytes(vocabulary())
+    return T5Tokenizer(path, extra_ids=_SENTINELS, model_max_length=512)
+
+
+def make_text_encoder(seed: int) -> T5EncoderModel:
+    """A T5 encoder of three layers with random weights, in eval mode."""
+    config = T5Config(
+        vocab_size=_VOCABULARY_SIZE + _SENTINELS,
+        d_model=128,
+        d_kv=32,
+        d_ff=384,
+        num_layers=3,
+        num_heads=4,
+        dropout_rate=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5EncoderModel(config).eval()
+
+
 def train_text_encoder(
     training: TextTraining,
     tokenizer: T5Tokenizer,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[T5EncoderModel, Probes]:
-    """Train the encoder and the probes that teach it. Same settings, machine and one thread: same weights.
+    """Train the encoder and the probes. The same settings on the same machine with one thread give the same weights.
 
     Args:
         training: the settings.
-        tokenizer: as `text.make_tokenizer` makes it.
-        report: called with a line of text now and then.
+        tokenizer: the result of `make_tokenizer`.
+        report: called with a line of progress every 100 steps.
 
     Returns:
-        The encoder, its weights rounded to what float16 can hold, in eval mode; and the probes.
+        The encoder in eval mode, its weights rounded to float16's precision; and the probes.
     """
     encoder = make_text_encoder(training.seed).train()
-    # Large random embeddings would take long to outgrow.
+    # The random embeddings are large; training would take long to overcome them.
     encoder.shared.weight.data.mul_(0.2)
-    # Without a scale at the end, states always have a mean square of 1.
+    # With the last scale fixed at 1, states always have a mean square of 1.
     encoder.encoder.final_layer_norm.weight.requires_grad_(False)
     generator = torch.Generator().manual_seed(training.seed)
     probes = Probes(encoder.config.d_model)
@@ -125,7 +195,7 @@ def _schedule(step: int, steps: int) -> float:
 def _batches(
     training: TextTraining, tokenizer: T5Tokenizer, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Ids and mask `(B, L)`, and the targets, endlessly."""
+    """Yield ids and mask `(B, L)` and the probes' targets, without end."""
     source = PromptSource(_TRAINING_SEED + training.seed, training.pieces)
     size = training.batch_size
     while True:
@@ -135,7 +205,7 @@ def _batches(
         for batch in torch.randperm(_POOL, generator=generator).tolist():
             places = order[batch * size : (batch + 1) * size]
             padded = tokenizer.pad({"input_ids": [rows[place] for place in places]}, return_tensors="pt")
-            yield padded["input_ids"], padded["attention_mask"], *targets([facts[place] for place in places])
+            yield padded["input_ids"], padded["attention_mask"], *probe_targets([facts[place] for place in places])
 
 
 def make_trained_text_encoder(
@@ -143,25 +213,25 @@ def make_trained_text_encoder(
     training: TextTraining | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TextQuality:
-    """Train an encoder, measure it, and write it: weights in float16, tokenizer, and `text_training.json`.
+    """Train an encoder, measure it, and write weights in float16, the tokenizer and `text_training.json`.
 
     Args:
-        folder: in the hub's layout; appears complete or not at all.
+        folder: the result, in the hub's layout; it appears complete or not at all.
         training: the settings; None for the default ones.
-        report: called with a line of text now and then.
+        report: called with a line of progress every 100 steps.
 
     Returns:
-        What was measured, which is also in `text_training.json`, beside the settings and the time it took.
+        What was measured; `text_training.json` has it too, beside the settings and the seconds it took.
 
     Raises:
         ValueError: the folder holds something else.
-        NotADirectoryError: it is a file.
+        NotADirectoryError: the folder is a file.
     """
     training = training or TextTraining()
     target = Path(folder).expanduser()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file; give a folder for the text encoder")
-    if target.is_dir() and any(target.iterdir()) and not (target / RECORD_NAME).is_file():
+    if target.is_dir() and any(target.iterdir()) and not (target / TEXT_RECORD_NAME).is_file():
         raise ValueError(f"{target} already holds something else; give a new or empty folder for the text encoder")
     start = time.monotonic()
     report("making the vocabulary")
@@ -180,37 +250,5 @@ def make_trained_text_encoder(
             "seconds": round(seconds),
             "quality": dataclasses.asdict(quality),
         }
-        write_json(staging / RECORD_NAME, record)
+        write_json(staging / TEXT_RECORD_NAME, record)
     return quality
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Returns the exit code: 0, or 1 after an error that was told in one line."""
-    defaults = TextTraining()
-    parser = argparse.ArgumentParser(
-        prog="python -m musicgen_train.demo.text_training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("output", help="the folder; an earlier result of this command in it is replaced")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help=f"(default: {defaults.seed})")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help=f"(default: {defaults.steps})")
-    options = parser.parse_args(arguments)
-    # One thread: the same weights every time, and the network is too small to share.
-    torch.set_num_threads(1)
-    try:
-        quality = make_trained_text_encoder(
-            options.output,
-            TextTraining(seed=options.seed, steps=options.steps),
-            lambda line: print(line, flush=True),
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    for name, value in dataclasses.asdict(quality).items():
-        print(f"{name}: {value}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,17 +6,13 @@ import functools
 import shutil
 from pathlib import Path
 
+import codec_training
 import pytest
 import torch
+from codec_design import CODEBOOK_PARTS, demo_codec_config
+from codec_training import CodecTraining, reconstruction_losses, train_codec, update_codebooks
 
-from musicgen_train.demo import codec_training, make_track
-from musicgen_train.demo.codec import PARTS, demo_codec_config
-from musicgen_train.demo.codec_training import (
-    CodecTraining,
-    reconstruction_losses,
-    train_codec,
-    update_codebooks,
-)
+from musicgen_train.demo import make_track
 from musicgen_train.models.codec.encodec import EncodecModel
 
 SETTINGS = CodecTraining(fitting_clips=12, passes=1, steps=4, batch_size=2, crop_frames=25, save_every=2)
@@ -77,7 +73,7 @@ def test_the_decoder_learns_and_codes_stay(trained: tuple[Path, EncodecModel]) -
 
 def test_codebooks_follow_the_music_within_their_parts(trained: tuple[Path, EncodecModel]) -> None:
     codec = fitted(trained[0])
-    for layer, (first, last) in zip(codec.quantizer.layers, PARTS, strict=True):
+    for layer, (first, last) in zip(codec.quantizer.layers, CODEBOOK_PARTS, strict=True):
         embed = layer.codebook.embed.clone()
         assert torch.all(embed[0] == 0)
         embed[:, first:last] = 0
@@ -86,7 +82,7 @@ def test_codebooks_follow_the_music_within_their_parts(trained: tuple[Path, Enco
 
 def test_dead_entries_move_to_where_music_is(trained: tuple[Path, EncodecModel]) -> None:
     codec = fitted(trained[0])
-    first, last = PARTS[0]
+    first, last = CODEBOOK_PARTS[0]
     book = codec.quantizer.layers[0].codebook
     # Far from everything, and unused for long.
     book.embed[7, first:last] = 1e3
@@ -100,7 +96,7 @@ def test_dead_entries_move_to_where_music_is(trained: tuple[Path, EncodecModel])
 def test_an_average_by_hand() -> None:
     codec = EncodecModel(demo_codec_config()).eval()
     book = codec.quantizer.layers[0].codebook
-    first, last = PARTS[0]
+    first, last = CODEBOOK_PARTS[0]
     frames = 640
     with torch.no_grad():
         latents_TD = torch.zeros(frames, codec.config.hidden_size)
@@ -115,7 +111,9 @@ def test_an_average_by_hand() -> None:
         near_one = (latents_TD[:, first:last] - 0.5).pow(2).sum(1) < (latents_TD[:, first:last] + 0.5).pow(2).sum(1)
         size = 0.9 * frames / len(book.embed) + 0.1 * float(near_one.sum())
         total = 0.9 * frames / len(book.embed) * 0.5 + 0.1 * latents_TD[near_one][:, first:last].sum(0)
-        codec_training._follow(codec.quantizer.layers[0], latents_TD, PARTS[0], 0.9, torch.Generator().manual_seed(0))
+        codec_training._update_codebook(
+            codec.quantizer.layers[0], latents_TD, CODEBOOK_PARTS[0], 0.9, torch.Generator().manual_seed(0)
+        )
     torch.testing.assert_close(book.embed[1, first:last], total / size)
 
 

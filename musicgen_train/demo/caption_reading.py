@@ -1,7 +1,7 @@
-"""What an English text says about music, read off by known phrases: the corpus' own words and what people say instead.
+"""Reads what an English text says about music, by known phrases: the corpus' own words and their synonyms.
 
-The captions of the corpus are written with the words of `captions`; a prompt that somebody types is not. The tables of
-this file say which other words mean the same, so that the text encoder can be taught to hear both alike.
+Captions of the corpus use the words of `descriptions`; prompts that people type do not. The tables of this file have
+other words that mean the same, so that the text encoder can be trained to treat both alike.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from musicgen_train.demo.descriptions import BASS_FIGURE_WORDS, FIGURE_WORDS, NO
 from musicgen_train.demo.styles import STYLES
 
 Facts = frozenset[tuple[str, str]]
-"""What is said: pairs of a property and its value, `("style", "jazz")`."""
+"""What a text says, as pairs of a property and its value: `("style", "jazz")`."""
 
-INSTRUMENTS = tuple(
+INSTRUMENT_NAMES = tuple(
     sorted({name for style in STYLES.values() for name in (*style.bass, *style.chords, *style.lead)}),
 )
-# Tempos whose eighths last whole ticks, from 40 to 214 beats a minute: what the corpus has, and on to both sides.
+# Tempos from 41 to 214 beats a minute whose eighths last whole ticks: those of the corpus and some on both sides.
 TEMPOS = tuple(round(30 / (TICK * ticks)) for ticks in range(37, 6, -1))
 
 SINGLE: Mapping[str, tuple[str, ...]] = {
@@ -34,12 +34,12 @@ SINGLE: Mapping[str, tuple[str, ...]] = {
     "brightness": tuple(WORDS["brightness"]),
     "drums": ("yes", "no"),
 }
-"""Properties of which a piece has one value, and the values."""
+"""Properties with one value per piece, and all values."""
 MULTIPLE: Mapping[str, tuple[str, ...]] = {
-    "instrument": INSTRUMENTS,
+    "instrument": INSTRUMENT_NAMES,
     "figure": tuple(dict.fromkeys((*CHORD_FIGURES, *BASS_LINES, "melody"))),
 }
-"""Properties of which a piece has several."""
+"""Properties with several values per piece, and all values."""
 
 SYNONYMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "style": {
@@ -132,11 +132,11 @@ SYNONYMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "whistle": ("tin whistle", "recorder", "whistling"),
     },
 }
-"""What people say for the words of the corpus, by property and value."""
+"""Other words that people use, by property and value of the corpus."""
 
 _OTHER_KEYS = {"C#": "Db", "D#": "Eb", "Gb": "F#", "G#": "Ab", "A#": "Bb"}
 _NEGATIONS = ("no", "without", "without any")
-# A phrase never goes on behind a mark.
+# A phrase never crosses a punctuation mark.
 _CLAUSE = re.compile(r"[^,.;:!?()]+")
 _WORD = re.compile(r"[a-z]+#?|[0-9]+")
 _TEMPO = re.compile(r"(\d+) (?:bpm|beats per minute)\b|bpm (\d+)\b")
@@ -144,22 +144,22 @@ _SIGNS = str.maketrans({"\u266f": "#", "\u266d": "b"})
 
 
 class Phrase(NamedTuple):
-    """A place of a text that says something."""
+    """A part of a text that states facts."""
 
     start: int
-    """Of its first character."""
+    """Index of its first character."""
     end: int
-    """After its last."""
+    """Index after its last character."""
     facts: Facts
 
 
-def read(text: str) -> Facts:
-    """Everything that a text says."""
-    return frozenset().union(*(phrase.facts for phrase in find(text)))
+def read_facts(text: str) -> Facts:
+    """Return all facts that a text states."""
+    return frozenset().union(*(phrase.facts for phrase in find_phrases(text)))
 
 
-def find(text: str) -> list[Phrase]:
-    """The phrases of a text from left to right, each as long as it can be; case and punctuation do not matter."""
+def find_phrases(text: str) -> list[Phrase]:
+    """Find the phrases of a text from left to right, each as long as possible; case does not matter."""
     plain = text.translate(_SIGNS).lower()
     found = []
     for clause in _CLAUSE.finditer(plain):
@@ -175,7 +175,7 @@ def find(text: str) -> list[Phrase]:
 
 @functools.cache
 def ways_to_say() -> Mapping[Facts, tuple[str, ...]]:
-    """What can be said in one phrase, each with all its phrases. Tempos in numbers are not among them."""
+    """All phrases by the facts that they state; tempos in numbers are not among them."""
     ways: dict[Facts, list[str]] = {}
     for text, facts in _phrases():
         ways.setdefault(facts, []).append(text)
@@ -183,18 +183,18 @@ def ways_to_say() -> Mapping[Facts, tuple[str, ...]]:
 
 
 def nearest_tempo(bpm: int) -> str:
-    """The value of the property `bpm` that is nearest to a tempo, by ratio."""
+    """Return the value of the property `bpm` that is nearest to a tempo, by ratio."""
     return str(min(TEMPOS, key=lambda tempo: max(tempo, bpm) / min(tempo, bpm)))
 
 
 def _phrases() -> Iterator[tuple[str, Facts]]:
-    """All phrases and what they say; of those with the same words the last one counts."""
+    """Yield all phrases and the facts they state; of phrases with the same words the last one counts."""
     for table in (WORDS, SYNONYMS):
         for kind, values in table.items():
             for value, texts in values.items():
                 for text in texts:
                     yield text, frozenset({(kind, value)})
-    for instrument in INSTRUMENTS:
+    for instrument in INSTRUMENT_NAMES:
         said = frozenset({("instrument", instrument)})
         yield instrument, said
         for figures in (FIGURE_WORDS, BASS_FIGURE_WORDS):
@@ -218,7 +218,7 @@ def _phrases() -> Iterator[tuple[str, Facts]]:
 @functools.cache
 def _by_words() -> Mapping[tuple[str, ...], Facts]:
     known = {tuple(_WORD.findall(text.lower())): facts for text, facts in _phrases()}
-    # What is said not to be there is no fact, but must not be read as its opposite; drums have phrases of their own.
+    # "no piano" states no fact, but must not be read as "piano"; for drums there are phrases of their own.
     absent = {
         (*negation.split(), *words): frozenset[tuple[str, str]]()
         for negation in _NEGATIONS
@@ -234,7 +234,7 @@ def _longest() -> int:
 
 
 def _phrase_at(words: Sequence[str]) -> tuple[int, Facts]:
-    """How many of the words belong together, and what they say."""
+    """Return the number of words of the phrase at the start, and the facts it states."""
     if tempo := _TEMPO.match(" ".join(words)):
         bpm = int(tempo[1] or tempo[2])
         said = [("bpm", nearest_tempo(bpm)), ("tempo", tempo_class(bpm))] if 40 <= bpm <= 240 else []
