@@ -11,11 +11,13 @@ import pytest
 import recipe
 import shipping
 from omegaconf import OmegaConf
-from tiny_run import compose
+from tiny_latents import write_composite, write_latents
+from tiny_run import TRAIN, VALIDATION, compose
 
 from musicgen_train.demo import corpus
 from musicgen_train.demo.__main__ import main as demo
 from musicgen_train.launch import CONFIG_FOLDER
+from musicgen_train.training.run import run
 from musicgen_train.training.settings import read_settings
 
 FOLDER = recipe.PROJECT / "scripts/demo_model"
@@ -39,6 +41,18 @@ def test_every_training_composes_into_settings(command: list[str]) -> None:
     expected = {"run": (4000, 5.0), "run-long": (1000, 15.36), "run-more": (1547, 10.24), "run-last": (400, 10.24)}
     expected |= {"run-third": (2152, 10.24), "run-short": (572, 1.28), "run-final": (240, 10.24)}
     assert (settings.max_steps, config.data.crop_seconds) == expected[Path(of(command, "output")).name]
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_runs_and_says_what_it_is(path: Path, tmp_path: Path) -> None:
+    assert path.read_text().splitlines()[1].startswith("# ")
+    composite = write_composite(tmp_path / "composite")
+    latents = write_latents(tmp_path / "latents", composite, TRAIN, VALIDATION)
+    # Only sizes are changed.
+    small = ["trainer.fast_dev_run=true", "data.global_batch_size=2", "samples.seconds=0.2", "trainer.max_steps=3"]
+    given = [f"data.path={latents}", f"init_from={composite}", f"output={tmp_path / 'run'}"]
+    overrides = [f"hydra.searchpath=[file://{FOLDER}]", f"experiment={path.stem}", *given, *small]
+    assert run(compose("train", *overrides)).trainer.global_step == 1
 
 
 def test_the_command_line_finds_the_experiments() -> None:
@@ -95,11 +109,11 @@ def test_it_stops_at_a_failure_and_skips_latents_that_are_there(
     ran: list[list[str]] = []
     failing = "scripts/train.py"
 
-    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def recorded(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         ran.append(command[1:])
         return subprocess.CompletedProcess(command, 3 if command[1] == failing else 0)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", recorded)
     assert recipe.main([str(tmp_path)]) == 3
     kinds = [Path(command[0]).name if command[0] != "-m" else command[2] for command in ran]
     assert kinds == ["encoder_training.py", "corpus", "preprocess.py", "train.py"]
