@@ -42,7 +42,7 @@ LAYERS = {
         "training",
     },
     # It brings a listener for the control test, which evaluation is handed by its settings.
-    "demo": {"audio", "demo", "evaluation.control.listener", "files", "launch", "models", "processing"},
+    "demo": {"audio", "demo", "evaluation.control.listener", "files", "launch"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
 FOREIGN |= {"peft"}
