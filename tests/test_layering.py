@@ -38,7 +38,7 @@ LAYERS = {
         *("devices", "files", "progress", "typed_settings"),
     },
     "doctor": {
-        *("audio", "data", "devices", "doctor", "files", "latents", "models", "processing", "provenance"),
+        *("audio", "data", "devices", "doctor", "files", "latents", "models", "moved", "processing", "provenance"),
         "training",
     },
     # It brings a listener for the control test, which evaluation is handed by its settings.
