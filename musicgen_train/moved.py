@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED = {
+    "convert.folders": "convert.conversion",
     "convert.stereo": "training.weights.stereo",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
     "evaluation.assemble": "evaluation.model",
+    "evaluation.curves": "evaluation.report.curves",
     "evaluation.control_listening": "evaluation.control.listening",
     "evaluation.control_set": "evaluation.control.pieces",
     "evaluation.embedders": "metrics.embedders",
@@ -69,6 +71,7 @@ MOVED = {
     "training.metrics_file": "training.logs.metrics_file",
     "training.model_source": "training.weights.model_source",
     "training.optimizers": "training.step.optimizers",
+    "training.precision": "training.settings",
     "training.progress_bar": "training.logs.progress_bar",
     "training.provenance": "training.logs.origin",
     "training.resume_checks": "training.checkpoints.resume_checks",
@@ -99,3 +102,10 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         new = f"{__package__}.{MOVED[old.partition('.')[2]]}"
         warnings.warn(f"{old} is now {new}; the old name goes with version 0.3", FutureWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(new)
+
+
+def current_name(name: str) -> str:
+    """Translate the name of a module, or of something in it, from version 0.1; any other name is returned as it is."""
+    package, _, rest = name.partition(".")
+    old = max((old for old in MOVED if f"{rest}.".startswith(f"{old}.")), key=len, default=None)
+    return name if package != __package__ or old is None else f"{package}.{MOVED[old]}{rest.removeprefix(old)}"

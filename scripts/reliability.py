@@ -54,7 +54,7 @@ from musicgen_train import (
     T5Config,
     T5Tokenizer,
 )
-from musicgen_train.training.logs.speed import NAMES as SPEEDS
+from musicgen_train.training.logs.speed import SPEED_COLUMNS
 
 SCRIPTS = Path(__file__).parent
 RATE = 8000
@@ -402,7 +402,9 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
 
 def _rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in SPEEDS} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if name not in SPEED_COLUMNS} for row in csv.DictReader(file)
+        ]
 
 
 def _samples(run: Path) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from musicgen_train.convert.folders import Conversion
+    from musicgen_train.convert.conversion import Conversion
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one conversion. Returns the exit code: 0, or 1 after an error that was told in one line."""
     options = _parse(arguments)
     # Imported here so that --help does not wait for torch.
-    from musicgen_train.convert.folders import ConversionError
+    from musicgen_train.convert.conversion import ConversionError
     from musicgen_train.hub.weights import CheckpointError
 
     try:
@@ -114,7 +114,7 @@ def _convert(options: argparse.Namespace) -> Conversion:
     """Do what the command line asks for."""
     import torch
 
-    from musicgen_train.convert.folders import (
+    from musicgen_train.convert.conversion import (
         audiocraft_to_hub,
         expand_folder_to_stereo,
         find_audiocraft_files,
@@ -148,7 +148,7 @@ def _merge(options: argparse.Namespace) -> Conversion:
     """Do what merge-adapter asks for."""
     from pathlib import Path
 
-    from musicgen_train.convert.folders import Conversion
+    from musicgen_train.convert.conversion import Conversion
     from musicgen_train.training.weights.merged import merge_adapter
 
     output = Path(options.output).expanduser()

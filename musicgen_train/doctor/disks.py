@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.training.logs.wandb_account import WITHOUT_ACCOUNT
+from musicgen_train.training.logs.wandb_account import is_offline
 
 _GIB = 2**30
 # Two checkpoints of musicgen-small with its optimizer, and its composite.
@@ -35,7 +35,7 @@ def look_at_disks(output: Path) -> Iterator[Finding]:
         yield note("hub", f"{offline[0]} is set: models come from folders and the cache alone")
     mode = os.environ.get("WANDB_MODE")
     told = f"WANDB_MODE={mode}: " if mode else ""
-    unless = "" if mode in WITHOUT_ACCOUNT else " unless logger.wandb.offline=false"
+    unless = "" if is_offline() else " unless logger.wandb.offline=false"
     yield ok("wandb", f"{told}numbers of runs with logger=wandb stay on this machine{unless}")
 
 

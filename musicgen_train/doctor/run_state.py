@@ -13,20 +13,21 @@ from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
 from musicgen_train.files import read_json
-from musicgen_train.training.checkpoints.reading import newest_intact, read_plain
+from musicgen_train.moved import current_name
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY, newest_intact, read_plain
 from musicgen_train.training.early_stopping import EarlyStopping
-from musicgen_train.training.module import CHECKPOINT_KEY
 from musicgen_train.training.run_folder import (
     CHECKPOINTS_FOLDER,
     COMPOSITE_FOLDER,
-    CONFIG_NAME,
     LAST_CHECKPOINT,
     METRICS_NAME,
     PROVENANCE_NAME,
+    RUN_CONFIG_NAME,
     exported,
     is_run,
 )
-from musicgen_train.training.trainer import is_over, make_callbacks
+from musicgen_train.training.settings import make_callbacks
+from musicgen_train.training.trainer import is_over
 
 _TOPIC = "run"
 _OWN_STOPPING = f"{EarlyStopping.__module__}.{EarlyStopping.__qualname__}"
@@ -35,9 +36,11 @@ _OWN_STOPPING = f"{EarlyStopping.__module__}.{EarlyStopping.__qualname__}"
 def look_at_run(folder: Path) -> Iterator[Finding]:
     """Check the last checkpoint (read whole, with its checksums), skipped steps, data and result; list the starts."""
     if not is_run(folder):
-        yield wrong(_TOPIC, f"{folder} is no folder of scripts/train.py: {CONFIG_NAME} or {PROVENANCE_NAME} is missing")
+        yield wrong(
+            _TOPIC, f"{folder} is no folder of scripts/train.py: {RUN_CONFIG_NAME} or {PROVENANCE_NAME} is missing"
+        )
         return
-    config = OmegaConf.load(folder / CONFIG_NAME)
+    config = OmegaConf.load(folder / RUN_CONFIG_NAME)
     assert isinstance(config, DictConfig)
     starts = read_json(folder / PROVENANCE_NAME).get("starts", [])
     yield ok(_TOPIC, f"{folder}: started {len(starts)} time(s), the last {_described(starts[-1] if starts else {})}")
@@ -77,9 +80,11 @@ def _look_at_checkpoint(checkpoint: Path, config: DictConfig, folder: Path) -> I
         return
     # Only our own class is instantiated: a config may name any.
     callbacks = {
-        name: each for name, each in config.callbacks.items() if each and each.get("_target_") == _OWN_STOPPING
+        name: each
+        for name, each in config.callbacks.items()
+        if each and current_name(str(each.get("_target_"))) == _OWN_STOPPING
     }
-    if not is_over(make_callbacks(OmegaConf.create({"callbacks": callbacks})), content, total):
+    if not is_over(make_callbacks(callbacks), content, total):
         yield ok(_TOPIC, "can go on: the same command with resume=auto")
         return
     ended = "stopped early" if step < total else "finished"

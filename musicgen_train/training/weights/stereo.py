@@ -1,4 +1,4 @@
-"""Making a stereo model out of a mono one, the start from which MusicGen's stereo models were fine-tuned.
+"""Makes a stereo model out of a mono one, the start from which MusicGen's stereo models were fine-tuned.
 
 A stereo model has a codebook for each channel where the mono model has one, in the order `[1L, 1R, 2L, 2R, ...]`. Both
 take over the embedding and the head of the mono codebook; everything else stays as it is.
@@ -19,21 +19,21 @@ _PER_CODEBOOK = re.compile(r"((?:model\.decoder\.)?embed_tokens|lm_heads)\.(\d+)
 def expand_to_stereo(
     config: MusicgenDecoderConfig, state: Mapping[str, torch.Tensor]
 ) -> tuple[MusicgenDecoderConfig, dict[str, torch.Tensor]]:
-    """The config and state of a stereo decoder that starts as the given mono one (audiocraft's docs/MUSICGEN.md).
+    """Make config and state of a stereo decoder that starts as the given mono one (audiocraft's docs/MUSICGEN.md).
 
     Codebooks 2k and 2k + 1 of the result have the embedding and head of codebook k, as tensors of their own. So the two
     channels get the same logits, whatever the input. As inputs are sums over codebooks, now twice as many, the result
     is a start for fine-tuning and not yet a model to listen to.
 
     Args:
-        config: of a mono decoder.
-        state: of a `MusicgenForCausalLM`: per codebook an embedding (V + 1, D) and a head (V, D), and the rest.
+        config: that of a mono decoder.
+        state: that of a `MusicgenForCausalLM`: per codebook an embedding (V + 1, D) and a head (V, D), and the rest.
 
     Returns:
         A new config and a new dict; tensors that do not belong to a codebook are those given.
 
     Raises:
-        ValueError: the decoder is stereo already, or the state has not one embedding and one head for each codebook.
+        ValueError: the decoder is stereo already, or the state does not have one embedding and head for each codebook.
     """
     if config.audio_channels != 1:
         raise ValueError(
@@ -61,6 +61,6 @@ def expand_to_stereo(
 
 
 def mono_name(name: str) -> str:
-    """The name of the mono model's tensor that a tensor of the expanded model was taken from."""
+    """Return the name of the mono model's tensor from which a tensor of the expanded model was copied."""
     match = _PER_CODEBOOK.fullmatch(name)
     return name if match is None else f"{match[1]}.{int(match[2]) // 2}.weight"
