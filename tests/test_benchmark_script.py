@@ -207,7 +207,6 @@ def test_ratio_is_the_median_over_neighbouring_runs(benchmark: ModuleType) -> No
 
 
 def test_operations_of_forward_are_what_torch_counts(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musicgen_train.models.attention.can_attend_natively", lambda *states: False)
     plan = benchmark_plan.Plan.of(benchmark.parse(list(TINY)))
     width, layers, codebooks = 48, 2, 4
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**plan.size.decoder)).eval()

@@ -23,9 +23,9 @@ from musicgen_train.demo.corpus import make_track
 from musicgen_train.demo.quality import codec_quality
 from musicgen_train.demo.text_training import RECORD_NAME, TextTraining, make_trained_text_encoder
 from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.models.t5 import T5EncoderModel

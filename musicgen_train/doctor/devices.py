@@ -96,10 +96,10 @@ def _threads() -> Iterator[Finding]:
 def _c_code() -> Finding:
     reason = reason_without_any()
     if reason is None:
-        return ok("C code", "compiled: generation, the codec and attention, in float32 on the CPU, are done by it")
+        return ok("C code", "compiled: generation and the codec on the CPU are done by it")
     return note(
         "C code",
-        f"generation, the codec or attention on the CPU are left to torch, which is slower: {reason}",
+        f"generation or the codec on the CPU are left to torch, which is slower: {reason}",
         "install a C compiler, e.g. gcc",
     )
 

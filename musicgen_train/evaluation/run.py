@@ -381,7 +381,7 @@ class Evaluation:
 
     def _measure_cross_entropy(self, dataset: LatentDataset) -> MetricTable:
         decoder = self.model.decoder
-        clips = self._clips(self.settings.metrics.max_clips, window_frames(decoder, decoder.generation_config))
+        clips = self._clips(self.settings.metrics.max_clips, window_frames(decoder.config, decoder.generation_config))
         conditions: list[Condition] = ["own", "none"]
         if clips.has_other_captions():
             conditions.insert(1, "another clip's")

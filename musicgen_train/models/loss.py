@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models.autocast import without_autocast
-from musicgen_train.models.products import Linear, computed_in, product, product_dtype
+from musicgen_train.models.products import Linear, computed_in, product, product_dtype, without_autocast
 
 IGNORE = -100
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from musicgen_train.data.batch import Batch
 from musicgen_train.hub.weights import list_some
-from musicgen_train.models.decoder import MusicgenForCausalLM
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.training.step.health import (
     REMEDY,
     Health,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.files import write_atomically
-from musicgen_train.models.attention import without_cudnn_attention
+from musicgen_train.models.layers import without_cudnn_attention
 from musicgen_train.training.checkpoints.reading import read_plain
 from musicgen_train.training.checkpoints.resume_checks import require_same_run
 from musicgen_train.training.checks import run_checks

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
+    from musicgen_train.models.causal_lm import MusicgenForCausalLM
+    from musicgen_train.models.decoder import MusicgenDecoderLayer
 
 
 @torch.no_grad()
