@@ -1,4 +1,4 @@
-"""What there is to compute with: processor cores, and the device that a setting asks for."""
+"""Counts processor cores, and picks the device that a setting asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -19,12 +19,12 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
     Args:
         name: auto, cpu, cuda, cuda:N or mps.
-        local_rank: number of this process on its machine: of several GPUs `auto` gives each process the next one.
+        local_rank: the number of this process on its machine; `auto` gives each process the next GPU.
 
     Raises:
         ValueError: there is no such device here, or torch cannot use it.
     """
-    # Imported late: the number of cores is wanted before torch is there.
+    # Imported late: preprocessing asks for the number of cores before torch is imported.
     import torch
 
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}

@@ -103,3 +103,10 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         new = f"{__package__}.{MOVED[old.partition('.')[2]]}"
         warnings.warn(f"{old} is now {new}; the old name goes with version 0.3", FutureWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(new)
+
+
+def current_name(name: str) -> str:
+    """Translate the name of a module, or of something in it, from version 0.1; any other name is returned as it is."""
+    package, _, rest = name.partition(".")
+    old = max((old for old in MOVED if f"{rest}.".startswith(f"{old}.")), key=len, default=None)
+    return name if package != __package__ or old is None else f"{package}.{MOVED[old]}{rest.removeprefix(old)}"

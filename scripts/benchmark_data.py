@@ -303,7 +303,7 @@ def time_latents(folder: str, reads: int) -> dict[str, Any]:
         for index, first in enumerate(range(0, reads, BATCH))
     ]
     found["examples"] = seconds(lambda: [clips.examples([draw]) is None for draw in draws])
-    found["batches"] = seconds(lambda: [clips[batch].unpack() is None for batch in batches])
+    found["batches"] = seconds(lambda: [clips[batch] is None for batch in batches])
     found["read"] = [now - then for now, then in zip(memory(), before, strict=True)]
     loader = iter(module.train_dataloader())
     for _ in range(8):  # what the worker has ready when the clock starts

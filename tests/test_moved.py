@@ -8,7 +8,7 @@ import sys
 import pytest
 from hydra.utils import get_object
 
-from musicgen_train.moved import MOVED
+from musicgen_train.moved import MOVED, current_name
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
@@ -33,3 +33,18 @@ def test_a_target_of_a_users_config_resolves(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_name_that_never_was_stays_unknown() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("musicgen_train.training.emma")
+
+
+@pytest.mark.parametrize(
+    ("name", "current"),
+    [
+        ("musicgen_train.training.ema.EMA", "musicgen_train.training.weights.ema.EMA"),
+        ("musicgen_train.training.ema", "musicgen_train.training.weights.ema"),
+        ("musicgen_train.training.emails.EMA", "musicgen_train.training.emails.EMA"),
+        ("mine.training.ema.EMA", "mine.training.ema.EMA"),
+        ("torch.optim.AdamW", "torch.optim.AdamW"),
+        ("None", "None"),
+    ],
+)
+def test_the_current_name_of_a_target(name: str, current: str) -> None:
+    assert current_name(name) == current

@@ -1,1 +1,1 @@
-"""From a latent dataset to batches: reading, drawing, padding, and the loaders that Lightning asks for."""
+"""Turns latent datasets into batches: reading, drawing, padding, and the loaders that Lightning asks for."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from musicgen_train.data.batch import Batch, Example, PackedBatch, collate, delivered, pack
+from musicgen_train.data.batch import Batch, Example, collate
 from musicgen_train.data.keyed_random import uniform
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.data.loader import LastingLoader, TimedLoader
@@ -26,13 +27,13 @@ from musicgen_train.data.stream import (
 )
 from musicgen_train.latents.manifest import Manifest
 
-# Enough to tell how much of a run's batches is padding.
+# The share of padding is estimated on this many steps.
 _STEPS_LOOKED_AT = 128
 
 
 @dataclass(kw_only=True)
 class DataSettings:
-    """What is read, and how it is cut into batches."""
+    """Which latents are trained on, and how they are batched."""
 
     path: str | None
     """The latent dataset's folder; None for a mix."""
@@ -43,17 +44,17 @@ class DataSettings:
     global_batch_size: int
     """Clips per optimizer step, over all devices and micro-batches."""
     micro_batch_size: int | None
-    """Clips that a device takes at once; None for the global batch divided among the devices."""
+    """Clips that a device computes on at once; None for the global batch divided among the devices."""
     cfg_dropout: float
-    """How often a clip is trained without its caption, for guidance."""
+    """The probability that a clip is trained without its caption, for classifier-free guidance."""
     validation_clips: int | None
     """At most so many clips are validated on; None for all."""
     workers: int
-    """Processes that read; 0 reads in the training process."""
+    """Worker processes that read; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
         self.parts = self._parts()
-        """The datasets; one where `path` is given."""
+        """The datasets of the mix; a single one if `path` is given."""
         if not 0 <= self.cfg_dropout <= 1:
             raise ValueError(f"data.cfg_dropout is {self.cfg_dropout}; it must be 0 to 1")
         if self.crop_seconds is not None and self.crop_seconds <= 0:
@@ -78,10 +79,10 @@ class DataSettings:
         return parts
 
     def micro_batch(self, world_size: int) -> int:
-        """Clips that each of so many devices takes at once.
+        """Clips that each device computes on at once.
 
         Raises:
-            ValueError: they cannot make up the global batch.
+            ValueError: the micro-batches of `world_size` devices do not add up to the global batch.
         """
         if self.micro_batch_size is None:
             if self.global_batch_size % world_size:
@@ -99,15 +100,15 @@ class DataSettings:
 
 
 class LatentDataModule(lightning.LightningDataModule):
-    """Batches for training and validation.
+    """Gives batches for training and validation.
 
-    Where a run stands in its data is the number of optimizer steps it has made, with which global batches; that is
-    saved in its checkpoints. The loader goes on from there, mid-pass or not, whatever the number of workers and
-    devices, and with another global batch where that is asked for: no clip is repeated or left out in its pass.
+    The place of a run in its data is the number of optimizer steps it has made, and with which global batches;
+    checkpoints hold it. A resumed run continues there, also in the middle of a pass, with any number of workers and
+    devices, and with another global batch if asked for: no clip of a pass is repeated or left out.
 
     Args:
         settings: see `DataSettings`.
-        seed: where order, crops, captions and caption dropout come from.
+        seed: decides order, crops, captions and caption dropout.
         total_steps: optimizer steps of the run.
         world_size: devices that train.
 
@@ -127,10 +128,10 @@ class LatentDataModule(lightning.LightningDataModule):
         self._steps_done = 0
         mix = MixOrder([part.weight for part in settings.parts])
         self.shares: list[float] = mix.shares.tolist()
-        """Of each dataset among the clips that are trained on."""
+        """The share of each dataset among the clips that are trained on."""
         train = [LatentDataset(part.path, "train") for part in settings.parts]
         self.manifest: Manifest = train[0].manifest
-        """Of the first dataset; all of a mix agree in what a model has to fit."""
+        """The manifest of the first dataset; all datasets of a mix agree in what a model has to fit."""
         for part, dataset in zip(settings.parts, train, strict=True):
             require_compatible(self.manifest, settings.parts[0].path, dataset.manifest, part.path)
         self.train_clips = TrainingClips(train, self.crop_frames, settings.cfg_dropout, seed)
@@ -151,7 +152,7 @@ class LatentDataModule(lightning.LightningDataModule):
         return self.stream.padding_share(self.micro_batch, min(self.total_steps, _STEPS_LOOKED_AT))
 
     def probe(self, frames: int) -> Batch:
-        """The beginning of one training clip with its first caption, as a batch of one: cheap to run a model on."""
+        """A batch of one: the beginning of a training clip with its first caption, cheap to run a model on."""
         clips = self.train_clips.datasets[0]
         clip = clips[0]
         states = clips.states(clip.captions[0]) if clip.captions else None
@@ -178,18 +179,18 @@ class LatentDataModule(lightning.LightningDataModule):
 
     @property
     def validation_losses(self) -> dict[int, str]:
-        """What the losses of the datasets of a mix are logged under, by their number; none where there is one."""
+        """The names under which the losses of a mix's datasets are logged, by number; empty for a single dataset."""
         if self.validation_clips is None or len(self.settings.parts) == 1:
             return {}
         return {number: f"val/loss_{self.settings.parts[number].name}" for number in self.validation_clips.datasets}
 
     def passes(self, steps: int) -> float:
-        """How often the first steps of the run go through the clips; through those of all datasets together."""
+        """The number of passes over the clips of all datasets together in the first `steps` steps."""
         draws = sum(stretch.steps * stretch.global_batch for stretch in self.stream.done(steps))
         return draws / sum(len(dataset) for dataset in self.train_clips.datasets)
 
     def describe_mix(self) -> list[str]:
-        """A line per dataset of a mix: its share, and how often a run goes through it; none where there is one."""
+        """A line per dataset of a mix: its share and the number of passes over it; empty for a single dataset."""
         if len(self.settings.parts) == 1:
             return []
         draws = self.total_steps * self.settings.global_batch_size
@@ -200,19 +201,19 @@ class LatentDataModule(lightning.LightningDataModule):
         ]
 
     def describe_clips(self, clips: Iterable[tuple[int, int]]) -> list[str]:
-        """Where training clips are from, for people: dataset, row, track and second; see `Batch.clips`."""
+        """Describe training clips for people: dataset, row, track and second; see `Batch.clips`."""
         return [self.train_clips.describe(dataset, row) for dataset, row in clips]
 
     def state_dict(self) -> dict[str, Any]:
-        # Steps that were made, not batches that were fetched: workers read ahead.
+        # Workers prefetch, so the number of fetched batches says nothing about the steps that were made.
         steps = self._steps_done if self.trainer is None else self.trainer.global_step
         return {"steps": steps, "done": [list(stretch) for stretch in self.stream.done(steps)], **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a run was.
+        """Continue at the place in the data that a checkpoint holds.
 
         Raises:
-            ValueError: the run drew from other data, or in another way.
+            ValueError: the run to resume had other data, another seed, or other shares.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
@@ -223,7 +224,7 @@ class LatentDataModule(lightning.LightningDataModule):
         self._steps_done = state["steps"]
         done = [Stretch(*stretch) for stretch in state["done"]]
         if done and done[-1].global_batch == self.settings.global_batch_size:
-            # Not a new stretch: its windows are those of a run that was never interrupted.
+            # The last stretch continues, with the windows of a run that was never interrupted.
             done.pop()
         self.stream = self._make_stream(history=done)
 
@@ -249,22 +250,21 @@ class LatentDataModule(lightning.LightningDataModule):
         return {
             # A sampler's index is a whole micro-batch, so the dataset gives batches and nothing is left to collate.
             "batch_size": None,
-            "collate_fn": delivered,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
 
-class TrainingClips(Dataset[PackedBatch]):
-    """Micro-batches of clips, each cut, captioned or not as the seed, its epoch and its row say."""
+class TrainingClips(Dataset[Batch]):
+    """Makes micro-batches; crop, caption and caption dropout of a clip depend on the seed, its epoch and its row."""
 
     def __init__(
         self, datasets: Sequence[LatentDataset], crop_frames: int | None, cfg_dropout: float, seed: int
     ) -> None:
         self.datasets = list(datasets)
         self.frames_of = [_cropped(dataset.frames, crop_frames) for dataset in datasets]
-        """Per dataset int32 `(clips,)`, the length of each clip as it is trained on."""
+        """Per dataset int32 `(clips,)`, the length of each clip after cropping."""
         self._cfg_dropout = cfg_dropout
         self._seed = seed
 
@@ -279,27 +279,26 @@ class TrainingClips(Dataset[PackedBatch]):
         return sum(dataset.seconds for dataset in self.datasets)
 
     def describe(self, dataset: int, row: int) -> str:
-        """Where a clip is from, for people."""
+        """Describe a clip for people."""
         source = self.datasets[dataset]
         clip = source[row]
         return f"row {row} of {source.folder} ({clip.track} at {clip.start_seconds:g} s)"
 
-    def __getitem__(self, micro_batch: MicroBatch) -> PackedBatch:
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         examples = self.examples(micro_batch.draws)
-        batch = pack(examples, self.datasets[0].manifest.text_width)
-        batch.step_frames = micro_batch.step_frames
+        batch = collate(examples, self.datasets[0].manifest.text_width)
+        batch.step_frames = torch.as_tensor(micro_batch.step_frames, dtype=torch.long)
         batch.index = micro_batch.index
         batch.clips = tuple((draw.dataset, draw.row) for draw in micro_batch.draws)
         return batch
 
     def examples(self, draws: Sequence[Draw]) -> list[Example]:
-        """Clips, as they are drawn. It does not matter which process asks, when, and together with which others."""
+        """The clips of some draws; an example does not depend on the process or on the other draws."""
         choices_N3 = uniform(self._seed, np.array(draws, dtype=np.int64).reshape(-1, 3), count=3)
         return [self._example(draw, *choices) for draw, choices in zip(draws, choices_N3.tolist(), strict=True)]
 
     def _example(self, draw: Draw, which: float, where: float, null: float) -> Example:
-        """One clip, after three choices from 0 to 1: its caption, the place of the crop, and whether to drop the
-        caption."""
+        """One clip, given three random numbers from 0 to 1: for caption, place of the crop, and caption dropout."""
         dataset = self.datasets[draw.dataset]
         clip, frames = dataset[draw.row], int(self.frames_of[draw.dataset][draw.row])
         first = int(where * (clip.codes_KT.shape[1] - frames + 1))
@@ -309,11 +308,11 @@ class TrainingClips(Dataset[PackedBatch]):
         return Example(clip.codes_KT[:, first : first + frames], states)
 
 
-class ValidationClips(Dataset[PackedBatch]):
-    """Batches of clips, always the same: each one's beginning, under its first caption.
+class ValidationClips(Dataset[Batch]):
+    """Makes validation batches, always the same ones: the beginning of each clip with its first caption.
 
     Args:
-        datasets: by their number in the mix.
+        datasets: the datasets by their number in the mix.
         crop_frames: longer clips are cut to this length.
         limit: at most so many clips of each dataset; None for all.
     """
@@ -330,9 +329,9 @@ class ValidationClips(Dataset[PackedBatch]):
         return np.concatenate(list(self._frames_of.values()))
 
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> list[ValidationRows]:
-        """The clips of each of a rank's batches, of one dataset each, sorted by length so that little is padding.
+        """The rows of each of a rank's batches, of one dataset each, sorted by length so that little is padding.
 
-        All ranks have equally many batches, since they run the model together; one too many has no rows.
+        All ranks have the same number of batches, since they run the model together; a surplus batch has no rows.
         """
         return [
             ValidationRows(number, rows)
@@ -340,7 +339,7 @@ class ValidationClips(Dataset[PackedBatch]):
             for rows in _dealt(np.argsort(frames, kind="stable"), size, rank, world_size)
         ]
 
-    def __getitem__(self, which: ValidationRows) -> PackedBatch:
+    def __getitem__(self, which: ValidationRows) -> Batch:
         dataset, frames = self.datasets[which.dataset], self._frames_of[which.dataset]
         manifest = dataset.manifest
         examples = []
@@ -349,17 +348,17 @@ class ValidationClips(Dataset[PackedBatch]):
             states = dataset.states(clip.captions[0]) if clip.captions else None
             examples.append(Example(clip.codes_KT[:, : frames[row]], states))
         nothing = Example(np.zeros((manifest.num_codebooks, 0), dtype=np.int16), None)
-        batch = pack(examples or [nothing], manifest.text_width)
+        batch = collate(examples or [nothing], manifest.text_width)
         batch.clips = tuple((which.dataset, row) for row in which.rows.tolist())
         batch.dataset = which.dataset
         return batch
 
 
 class ValidationRows(NamedTuple):
-    """The clips of a validation batch."""
+    """The rows of a validation batch."""
 
     dataset: int
-    """Number in the mix."""
+    """The number of the dataset in the mix."""
     rows: np.ndarray
     """int64."""
 

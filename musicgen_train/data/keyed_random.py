@@ -1,4 +1,4 @@
-"""Random numbers that follow from a key, for many keys at once: whoever asks, and whenever, gets the same ones."""
+"""Draws random numbers from keys, many keys at once; a key gives the same numbers in any process, at any time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def uniform(seed: int, keys: np.ndarray, count: int) -> np.ndarray:
-    """Numbers from 0 up to, but not including, 1.
+    """Draw numbers from 0 up to, but not including, 1.
 
-    A key's numbers are the first of a splitmix64 generator, whose state is the key, mixed in word by word. A generator
-    of numpy's has better streams, but takes 15 us to make, for each key.
+    A key's numbers are the first ones of a splitmix64 generator, whose state is the key, mixed in word by word. numpy's
+    generators have better streams, but take 15 us to make, for each key.
 
     Args:
         seed: any integer from 0.
         keys: integers from 0, `(N, words)`.
-        count: numbers of each key.
+        count: numbers per key.
 
     Returns:
         float64 `(N, count)`.
@@ -33,7 +33,7 @@ def uniform(seed: int, keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mixed(bits: np.ndarray) -> np.ndarray:
-    """splitmix64's mixing of 64 bits, which is one to one."""
+    """Mix 64 bits as splitmix64 does; the mapping is one to one."""
     bits = (bits ^ bits >> np.uint64(30)) * _FIRST
     bits = (bits ^ bits >> np.uint64(27)) * _SECOND
     return bits ^ bits >> np.uint64(31)

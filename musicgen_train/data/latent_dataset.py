@@ -1,4 +1,4 @@
-"""Reading a latent dataset: one clip in some tens of microseconds, whatever its number.
+"""Reads a latent dataset: a clip takes some tens of microseconds, wherever in the files it is.
 
 Axes: K codebooks, T frames, L text length, D text width.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from musicgen_train.latents.format import (
@@ -23,7 +24,7 @@ from musicgen_train.latents.format import (
     unpack_states,
 )
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.latents.table import MappedTable, OtherColumnsError
+from musicgen_train.latents.table import OtherColumnsError, open_table
 
 _FINGERPRINTED_CLIPS = 32
 
@@ -35,28 +36,28 @@ class Clip:
     codes_KT: np.ndarray
     """int16, aligned."""
     captions: list[int]
-    """Rows of the captions; none is the null condition."""
-    _table: MappedTable
+    """Rows of the captions table; an empty list is the null condition."""
+    _table: pa.Table
     _row: int
 
     @property
     def track(self) -> str:
-        """Name of the file it is from; read when it is asked for, since training does not."""
-        return self._table.text("track", self._row)
+        """The file that the clip is from. It is read when it is asked for, since training does not need it."""
+        return str(self._table["track"][self._row].as_py())
 
     @property
     def start_seconds(self) -> float:
-        """Where in that file it begins."""
-        return self._table.real("start_seconds", self._row)
+        """Where in that file the clip begins."""
+        return float(self._table["start_seconds"][self._row].as_py())
 
 
 class LatentDataset:
     """A split of a latent dataset.
 
-    It may be pickled, e.g. for a worker process, which then opens the files anew.
+    It can be pickled, e.g. for a worker process, which opens the files again.
 
     Args:
-        folder: what `scripts/preprocess.py` wrote.
+        folder: a latent dataset, as preprocessing writes it.
         split: `train`, `validation` or `test`.
 
     Raises:
@@ -81,9 +82,12 @@ class LatentDataset:
         """The clip in a row.
 
         Raises:
+            IndexError: there is no such row.
             ValueError: the row is damaged: its size or a code does not fit the manifest.
         """
-        packed = self._clips.read("codes", row)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        packed = self._clips["codes"][row].as_py()
         codebooks, frames = self.manifest.num_codebooks, int(self.frames[row])
         if len(packed) != 2 * codebooks * frames:
             raise self._damaged(f"row {row} holds {len(packed)} bytes for {codebooks} x {frames} codes")
@@ -93,22 +97,22 @@ class LatentDataset:
             raise self._damaged(f"row {row} has codes from {codes_KT.min()} to {codes_KT.max()}")
         return Clip(
             codes_KT=codes_KT,
-            captions=self._clips.integers("captions", row),
+            captions=self._clips["captions"][row].as_py(),
             _table=self._clips,
             _row=row,
         )
 
     def states(self, caption: int) -> torch.Tensor:
         """Text states of a caption, `(L, D)` in the manifest's dtype."""
-        length = self._texts.integer("length", caption)
-        states = unpack_states(self._texts.read("states", caption), length, self.manifest.states_dtype)
+        length = self._texts["length"][caption].as_py()
+        states = unpack_states(self._texts["states"][caption].as_py(), length, self.manifest.states_dtype)
         if states.shape[1] != self.manifest.text_width:
             raise self._damaged(f"caption {caption} has states {list(states.shape)}")
         return states
 
     def caption(self, caption: int) -> str:
         """The text of a caption."""
-        return self._texts.text("text", caption)
+        return str(self._texts["text"][caption].as_py())
 
     @property
     def seconds(self) -> float:
@@ -116,9 +120,9 @@ class LatentDataset:
         return float(self.frames.sum(dtype=np.int64)) / self.manifest.frame_rate
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the split holds: its shape and encoders, the length of every clip, and clips all over it.
+        """A SHA-256 of the split's shape, its encoders, the length of every clip, and a sample of clips.
 
-        It costs milliseconds, and differs between datasets that differ in more than a few clips.
+        It takes milliseconds, and tells apart datasets that differ in more than a few clips.
         """
         manifest = self.manifest
         digest = hashlib.sha256(
@@ -142,8 +146,8 @@ class LatentDataset:
     def _open(self) -> None:
         self._clips = self._table(self.split, CLIP_FEATURES)
         self._texts = self._table(CAPTIONS_FOLDER, CAPTION_FEATURES)
-        # Lengths alone are kept in memory: what to draw next depends on them.
-        self.frames: np.ndarray = self._clips.numbers("frames")
+        # Only lengths are kept in memory: which clips are drawn together depends on them.
+        self.frames: np.ndarray = self._clips["frames"].to_numpy()
         for what, held, stated in (
             (self.split, len(self._clips), self.manifest.splits[self.split].clips),
             (CAPTIONS_FOLDER, len(self._texts), self.manifest.captions),
@@ -151,12 +155,12 @@ class LatentDataset:
             if held != stated:
                 raise self._damaged(f"{what}/ holds {held} rows, its manifest says {stated}")
 
-    def _table(self, name: str, features: datasets.Features) -> MappedTable:
+    def _table(self, name: str, features: datasets.Features) -> pa.Table:
         try:
-            return MappedTable(self.folder / name, features)
+            return open_table(self.folder / name, features)
         except OtherColumnsError as error:
             raise self._damaged(f"{name}/ {error}") from error
-        # Whatever files do that are missing, cut short or of another kind.
+        # pyarrow's errors for files that are missing, cut short or of another kind.
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}/ cannot be read ({type(error).__name__}: {_first_line(error)})") from error
 

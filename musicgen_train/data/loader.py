@@ -1,4 +1,4 @@
-"""Loaders whose worker processes live as long as the training process needs them, and no longer."""
+"""Loaders whose worker processes live exactly as long as the training process needs them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from musicgen_train.data.batch import Batch
 
-# They often go to all processes of a run. Which of them end it, and when, is the training process's to say: it needs
-# its workers until it has saved, and ends them itself.
+# These signals often go to all processes of a run. Workers ignore them: the training process needs its workers until it
+# has saved a checkpoint, and ends them itself.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class LastingLoader(DataLoader[Batch]):
-    """A loader whose workers are not ended by signals to the whole process group.
+    """A loader whose workers ignore signals to the whole process group.
 
-    Its arguments are those of torch's; a `worker_init_fn` of one's own has to call `begin_worker`.
+    It takes torch's arguments; a `worker_init_fn` must call `begin_worker`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,24 +31,24 @@ class LastingLoader(DataLoader[Batch]):
         self._ended_at_exit: Callable[[], Any] = lambda: None
 
     def __iter__(self) -> Any:
-        # A worker inherits what is blocked, so no signal can come before it has learned to ignore them.
+        # A worker inherits blocked signals, so that none arrives before it ignores them.
         with _blocked_signals():
             batches = super().__iter__()
         if isinstance(batches, _MultiProcessingDataLoaderIter) and batches is not self._ended_at_exit():
-            # After an error elsewhere, whose traceback keeps the iterator, workers are still there when the process
-            # ends. Python asks them to end with a signal that they ignore, and would wait for them for ever.
+            # An error elsewhere keeps the iterator alive in its traceback, and with it the workers until the process
+            # ends. Python then terminates them by a signal that they ignore, and would wait for them for ever.
             self._ended_at_exit = weakref.ref(batches)
             atexit.register(_end_workers, self._ended_at_exit)
         return batches
 
 
 class TimedLoader(LastingLoader):
-    """A loader that knows how long it was waited for."""
+    """A loader that measures how long the training loop waits for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waited = 0.0
-        """Seconds that the training loop has spent in getting batches."""
+        """Seconds that the training loop has waited for batches."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches = super().__iter__()
@@ -62,7 +62,7 @@ class TimedLoader(LastingLoader):
                 self.waited += time.perf_counter() - begin
             yield batch
 
-    # The place in the data is the data module's to save; these tell Lightning that resuming is taken care of.
+    # The data module saves the place in the data; these two tell Lightning that resuming is taken care of.
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -72,7 +72,7 @@ class TimedLoader(LastingLoader):
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    # What arrives in between is delivered after it.
+    # A signal that arrives meanwhile is delivered afterwards.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -81,7 +81,7 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def begin_worker(worker: int) -> None:
-    """Ignore the signals that end a run, from now on."""
+    """Ignore the signals that end a run, in a worker process."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,4 +1,4 @@
-"""Training on several latent datasets: which of them each draw comes from, and whether they belong together."""
+"""Mixes several latent datasets: decides which one each draw comes from, and whether they fit together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from musicgen_train.latents.manifest import Manifest
 
-# Shares are kept exactly where a round of at most so many draws can hold them, and otherwise to one part in as many.
+# Shares are exact if a round of this many draws can represent them, otherwise rounded to one part in this many.
 _LONGEST_ROUND = 10_000
 
 
@@ -25,7 +25,7 @@ class MixPart:
     weight: float = 1
     """Its share of the clips is this weight over the sum of all."""
     name: str = ""
-    """What its numbers are logged under; empty for the folder's name."""
+    """The name under which its losses are logged; empty for the folder's name."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight) or self.weight <= 0:
@@ -34,10 +34,10 @@ class MixPart:
 
     @classmethod
     def from_config(cls, values: object) -> MixPart:
-        """Read an entry of `data.mix`.
+        """Read one entry of `data.mix`.
 
         Raises:
-            ValueError: it is not of the form {path: FOLDER, weight: NUMBER}.
+            ValueError: the entry is not of the form {path: FOLDER, weight: NUMBER}.
         """
         if not isinstance(values, Mapping) or "path" not in values or not set(values) <= {"path", "weight", "name"}:
             raise ValueError(
@@ -50,10 +50,10 @@ class MixPart:
 
 
 class MixOrder:
-    """Which dataset every draw of an endless stream comes from.
+    """Decides which dataset every draw of an endless stream comes from.
 
-    The draws go round: each round has every dataset's exact number of draws, spread as evenly as whole draws can be, so
-    any number of draws in a row has each share to within a few draws. It follows from the weights alone.
+    Draws are made in rounds. A round has each dataset's exact number of draws, spread as evenly as whole draws can be,
+    so that any number of consecutive draws has each share to within a few draws. Only the weights decide the order.
 
     Args:
         weights: one per dataset, above 0.
@@ -81,7 +81,7 @@ class MixOrder:
 
 
 def require_compatible(first: Manifest, first_path: str, other: Manifest, other_path: str) -> None:
-    """See that one model can be trained on both datasets.
+    """Check that one model can be trained on both datasets.
 
     Raises:
         ValueError: their encoders or the shape of their codes and states differ.
@@ -109,13 +109,13 @@ def _features(manifest: Manifest) -> dict[str, object]:
 
 
 def _whole_numbers(weights: Sequence[float]) -> np.ndarray:
-    # By their decimal digits: 0.7 is 7/10, not the nearest binary number.
+    # repr gives the decimal digits: 0.7 is 7/10 then, not the nearest binary fraction.
     exact = [Fraction(repr(weight)) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
     round_length = min(_LONGEST_ROUND, math.lcm(*(share.denominator for share in shares)))
     quotas = [share * round_length for share in shares]
     numbers = [math.floor(quota) for quota in quotas]
-    # What rounding down has left goes to the largest remainders.
+    # The draws that rounding down leaves over go to the largest remainders.
     by_remainder = sorted(range(len(quotas)), key=lambda number: numbers[number] - quotas[number])
     for number in by_remainder[: round_length - sum(numbers)]:
         numbers[number] += 1
@@ -128,7 +128,7 @@ def _whole_numbers(weights: Sequence[float]) -> np.ndarray:
 
 
 def _spread(numbers: np.ndarray) -> np.ndarray:
-    """A round as int64 `(sum of numbers,)`: each draw is of the dataset that lags furthest behind its share."""
+    """Order the draws of a round, int64 `(sum of numbers,)`: the dataset furthest behind its share comes next."""
     length = int(numbers.sum())
     drawn = np.zeros_like(numbers)
     order = np.empty(length, dtype=np.int64)

@@ -1,14 +1,15 @@
-"""Which clips each optimizer step is made of: an endless stream that follows from the seed alone.
+"""Decides which clips each optimizer step is made of: an endless stream that depends on the seed alone.
 
-Every dataset has a stream of its own: its rows in a new random order for every pass, one pass after the other. An
-optimizer step takes the next clips of each, as many as the mix says. So nothing but the number of steps says where a
-run is, whatever the number of workers, ranks and micro-batches.
+Every dataset has its own stream: its rows, shuffled anew for every pass, one pass after the other. An optimizer step
+takes the next clips of each dataset, as many as the mix says. The place of a run in its data is therefore a number of
+steps, whatever the number of workers, ranks and micro-batches.
 
-Steps are planned in windows. Within a window and a quarter of a pass, clips trade places so that those of a step are of
-about one length, and little of a batch is padding. No clip leaves its pass for that: none is drawn again before all
-others of its dataset were.
+Steps are planned in windows. Within a window and a quarter of a pass, clips trade places so that those of a step have
+about the same length, and little of a batch is padding. No clip leaves its pass for that: none is drawn again before
+all others of its dataset have been.
 
-A run that goes on with another global batch takes what its last window has left, and then goes on in the stream.
+A run that is resumed with another global batch first takes the clips that its last window has left, then continues in
+the stream.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from torch.utils.data import Sampler
 
 from musicgen_train.data.mix import MixOrder
 
-# Enough for the lengths of a step to be close to each other.
+# With this many steps to choose from, the lengths within a step are close to each other.
 _WINDOW_STEPS = 64
-# Clips trade places within such a part of a pass only, so that it stays random which of them are in a step together.
+# Clips trade places within a quarter of a pass only, so that it stays random which of them share a step.
 _PARTS_OF_PASS = 4
-# Which random choice a generator is for.
+# Seeds of the two kinds of random choices: the order of rows, and the order of steps within a window.
 _ORDER, _WINDOW = 0, 1
 
 
 class Draw(NamedTuple):
-    """One clip of the stream. The choices that are made for it are seeded with its three numbers."""
+    """One clip of the stream. Its crop, caption and caption dropout are seeded with these three numbers."""
 
     dataset: int
     """Number of the dataset in the mix; 0 where there is one."""
@@ -42,7 +43,7 @@ class Draw(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Steps in a row that were made with the same global batch."""
+    """A number of consecutive steps that were made with the same global batch."""
 
     steps: int
     global_batch: int
@@ -50,24 +51,24 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The clips that one rank takes at once."""
+    """The clips that one rank computes on at once."""
 
     draws: tuple[Draw, ...]
     step_frames: np.ndarray
     """Lengths of all clips of the optimizer step, int64."""
     index: int
-    """Number of the micro-batch in the run; the same on all ranks."""
+    """The number of the micro-batch in the run; it is the same on all ranks."""
 
 
 class StepStream:
-    """The clips of every optimizer step.
+    """Gives the clips of every optimizer step.
 
     Args:
-        frames: per dataset int `(clips,)`, the length of each clip as it is trained on.
+        frames: per dataset int `(clips,)`, the length of each clip after cropping.
         global_batch: clips per optimizer step, over ranks and micro-batches.
-        seed: where the order comes from.
-        mix: of the datasets; None where there is one.
-        history: what was done with other global batches before, the earliest first.
+        seed: decides the order.
+        mix: the shares of the datasets; None if there is only one.
+        history: the steps that were made with other global batches before, the earliest first.
 
     Raises:
         ValueError: a dataset has no clips, or `global_batch` is below 1.
@@ -95,9 +96,9 @@ class StepStream:
         for stretch, following in zip(history, batches[1:], strict=True):
             plan = plan.go_on(stretch.steps, following)
         self.first_step = plan.first_step
-        """The first of the steps that are made with this global batch; those before it are not planned again."""
+        """The first step that is made with this global batch; steps before it are not planned again."""
         self._plan = plan
-        # Two, for who looks at the steps on both sides of a border.
+        # Two windows are cached, for callers that look at the steps on both sides of a border.
         self._window = functools.lru_cache(maxsize=2)(plan.window)
 
     def step(self, step: int) -> list[Draw]:
@@ -111,7 +112,7 @@ class StepStream:
         return self._window(window).lengths[within]
 
     def padding_share(self, micro_batch: int, steps: int) -> float:
-        """The share of padding in the batches of the first steps, 0 to 1."""
+        """The share of padding in the batches of the first `steps` steps, 0 to 1."""
         held = padded = 0
         for step in range(self.first_step, self.first_step + steps):
             parts = self.lengths(step).reshape(-1, micro_batch)
@@ -120,7 +121,7 @@ class StepStream:
         return 1 - held / padded
 
     def done(self, steps: int) -> tuple[Stretch, ...]:
-        """The history of a run that has made so many steps, to go on from with any global batch."""
+        """The history of a run after `steps` steps, from which it can be resumed with any global batch."""
         since = steps - self.first_step
         return (*self.history, Stretch(since, self.global_batch)) if since else self.history
 
@@ -136,17 +137,17 @@ class _Window:
     draws: np.ndarray
     """int64 `(S, G, 3)`: see `Draw`."""
     positions: np.ndarray
-    """int64 `(S, G)`: place of each in the stream of its dataset, pass after pass."""
+    """int64 `(S, G)`: the position of each clip in the stream of its dataset."""
     lengths: np.ndarray
     """int64 `(S, G)`."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the stream is cut into windows and steps, from a step on.
+    """Cuts the stream into windows and steps, beginning with one step.
 
-    The mix says how many clips of each dataset are drawn by any number of draws, so clip number c of a dataset is drawn
-    by a certain step. It is the one at position c of that dataset's stream, but for the clips that were left over when
+    The mix says how many clips of each dataset any number of draws takes, which decides the step that draws clip number
+    c of a dataset. That clip is at position c of the dataset's stream, except for the clips that were left over when
     the global batch changed: they come first.
     """
 
@@ -158,10 +159,10 @@ class _Plan:
     first_draw: int = 0
     """Clips drawn before the first step, of all datasets."""
     left: tuple[np.ndarray, ...] | None = None
-    """Positions in the stream of each dataset that earlier windows have left out, in order."""
+    """Per dataset, the positions in its stream that earlier windows did not draw, sorted."""
 
     def window(self, window: int) -> _Window:
-        """The clips of some steps, in such places that those of a step are of about one length."""
+        """The clips of a window's steps, arranged so that those of a step have about the same length."""
         first = self.first_draw + window * _WINDOW_STEPS * self.global_batch
         drawn_SD = self.mix.counts(first + self.global_batch * np.arange(_WINDOW_STEPS + 1))
         length_rank = np.random.default_rng([self.seed, _WINDOW, first]).permutation(_WINDOW_STEPS)
@@ -175,7 +176,7 @@ class _Plan:
         return _Window(draws[place].reshape(*shape, 3), positions[place].reshape(shape), lengths[place].reshape(shape))
 
     def go_on(self, steps: int, global_batch: int) -> _Plan:
-        """The plan of what comes after some steps, with another global batch: first what is left, then the rest."""
+        """The plan that continues after `steps` steps with another global batch: first the clips that are left over."""
         drawn = self.first_draw + steps * self.global_batch
         windows, within = divmod(steps, _WINDOW_STEPS)
         left = []
@@ -195,27 +196,26 @@ class _Plan:
         )
 
     def _of_dataset(self, dataset: int, drawn: np.ndarray, length_rank: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The clips of one dataset that a window draws, each an int64 array over them: step, dataset, row, epoch,
-        position, length.
+        """The clips of one dataset that a window draws, as int64 arrays: step, dataset, row, epoch, position, length.
 
         Args:
             drawn: clips of the dataset drawn before each step of the window, and after the last.
-            length_rank: of each step: the higher, the longer its clips.
+            length_rank: the rank of each step by the length of its clips.
         """
         steps = np.repeat(np.arange(_WINDOW_STEPS), np.diff(drawn))
         positions = self._positions(dataset, np.arange(drawn[0], drawn[-1]))
         rows, epochs = self.rows.at(dataset, positions)
         lengths = self.rows.frames[dataset][rows].astype(np.int64)
         part = positions * _PARTS_OF_PASS // len(self.rows.frames[dataset])
-        # Two orders within the same parts of passes: of the places by the rank of their step, of the clips by length.
-        # Sorting is stable, so clips of one length stay in random order.
+        # Within each part of a pass, places are sorted by the rank of their step and clips by length, then matched.
+        # Sorting is stable, so clips of equal length stay in random order.
         places, clips = np.lexsort((length_rank[steps], part)), np.lexsort((lengths, part))
         at = np.empty_like(clips)
         at[places] = clips
         return steps, np.full_like(rows, dataset), rows[at], epochs[at], positions[at], lengths[at]
 
     def _positions(self, dataset: int, numbers: np.ndarray) -> np.ndarray:
-        """The positions in a dataset's stream at which its clips with these numbers are."""
+        """The positions in a dataset's stream of its clips with these numbers."""
         if self.left is None or not len(numbers):
             return numbers
         left = self.left[dataset]
@@ -226,23 +226,23 @@ class _Plan:
         return positions
 
     def _fresh(self, dataset: int) -> int:
-        """Beginning with this number, a dataset's clips are at the position of their number."""
+        """The first clip number of a dataset that equals its position in the stream, past the left-over clips."""
         held = 0 if self.left is None else len(self.left[dataset])
         return int(self.mix.counts(self.first_draw)[dataset]) + held
 
 
 class _ShuffledRows:
-    """The rows of each dataset in a new random order for every pass.
+    """Shuffles the rows of each dataset anew for every pass.
 
     Args:
         frames: per dataset int `(clips,)`, the length of each clip.
-        seed: where the order comes from.
+        seed: decides the order.
     """
 
     def __init__(self, frames: Sequence[np.ndarray], seed: int) -> None:
         self.frames = frames
         self._seed = seed
-        # Two of each: what is looked at around the border of two passes.
+        # Two orders per dataset are cached: around the border of two passes both are needed.
         self._order = functools.lru_cache(maxsize=2 * len(frames))(self._shuffled)
 
     def at(self, dataset: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,21 +255,22 @@ class _ShuffledRows:
 
     def _shuffled(self, dataset: int, epoch: int) -> np.ndarray:
         order = np.random.default_rng([self._seed, _ORDER, dataset, epoch]).permutation(len(self.frames[dataset]))
-        return order.astype(np.int32)  # the two that are kept are most of what a run has in memory of its data
+        return order.astype(np.int32)  # the cached orders are most of the memory that the data of a run takes
 
 
 class MicroBatchSampler(Sampler[MicroBatch]):
-    """One rank's part of every step of a run, from where it stands to its end.
+    """Iterates over one rank's micro-batches of all steps that a run has still to make.
 
     Args:
-        stream: of all ranks.
-        micro_batch: clips that a rank takes at once.
-        rank, world_size: of how many ranks which one.
+        stream: the clips of all ranks.
+        micro_batch: clips that a rank computes on at once.
+        rank: the number of this rank.
+        world_size: the number of ranks.
         total_steps: optimizer steps of the whole run.
-        steps_done: steps to leave out, for a run that is resumed.
+        steps_done: the steps that a resumed run has made already.
 
     Raises:
-        ValueError: the global batch is no multiple of what all ranks take at once.
+        ValueError: the global batch is no multiple of `micro_batch * world_size`.
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         self._total_steps, self._steps_done = total_steps, steps_done
 
     def __len__(self) -> int:
-        """Micro-batches of the whole run, those of the steps left out included."""
+        """Micro-batches of the whole run, including those that were made before it was resumed."""
         return self._total_steps * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -297,7 +298,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
             draws = self._stream.step(step)
             step_frames = self._stream.lengths(step)
             for part in range(self.accumulate):
-                # Ranks side by side, so that they have clips of one length and wait little for each other.
+                # Ranks get neighbouring clips, of about the same length: they wait little for each other.
                 first = (part * self._world_size + self._rank) * self._micro_batch
                 yield MicroBatch(
                     draws=tuple(draws[first : first + self._micro_batch]),
@@ -307,10 +308,10 @@ class MicroBatchSampler(Sampler[MicroBatch]):
 
 
 def micro_batches_per_step(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Over how many micro-batches a rank accumulates gradients.
+    """The number of micro-batches over which a rank accumulates gradients.
 
     Raises:
-        ValueError: they do not add up to the global batch.
+        ValueError: the micro-batches of all ranks do not add up to the global batch.
     """
     at_once = micro_batch * world_size
     if micro_batch < 1 or global_batch % at_once:

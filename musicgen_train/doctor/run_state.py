@@ -13,6 +13,7 @@ from musicgen_train.data.datamodule import DataSettings, LatentDataModule
 from musicgen_train.data.latent_dataset import LatentDataset
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
 from musicgen_train.files import read_json
+from musicgen_train.moved import current_name
 from musicgen_train.training.checkpoints.reading import newest_intact, read_plain
 from musicgen_train.training.early_stopping import EarlyStopping
 from musicgen_train.training.module import CHECKPOINT_KEY
@@ -77,7 +78,9 @@ def _look_at_checkpoint(checkpoint: Path, config: DictConfig, folder: Path) -> I
         return
     # Of what the config names, only what this knows is made: it may be anybody's.
     callbacks = {
-        name: each for name, each in config.callbacks.items() if each and each.get("_target_") == _OWN_STOPPING
+        name: each
+        for name, each in config.callbacks.items()
+        if each and current_name(str(each.get("_target_"))) == _OWN_STOPPING
     }
     if not is_over(make_callbacks(OmegaConf.create({"callbacks": callbacks})), content, total):
         yield ok(TOPIC, "can go on: the same command with resume=auto")

@@ -1,1 +1,1 @@
-"""The latent dataset on disk, between preprocessing and training; `docs/latent-dataset.md` is its contract."""
+"""The latent dataset on disk, between preprocessing and training; `docs/latent-dataset.md` specifies it."""

@@ -1,4 +1,4 @@
-"""Layout of a latent dataset's folder, and its columns.
+"""Defines the layout of a latent dataset's folder, and its columns.
 
     LATENTS/
       manifest.json      what made it and what is in it (`manifest.py`)
@@ -46,10 +46,10 @@ STATES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 
 
 def pack_codes(codes_KT: torch.Tensor) -> bytes:
-    """Codes as the bytes of int16 `(K, T)`.
+    """Store codes as the bytes of int16 `(K, T)`.
 
     Raises:
-        ValueError: a code does not fit, or the tensor has not two axes.
+        ValueError: a code does not fit int16, or the tensor does not have two axes.
     """
     if codes_KT.dim() != 2:
         raise ValueError(f"codes are {list(codes_KT.shape)}; expected (codebooks, frames)")
@@ -58,13 +58,13 @@ def pack_codes(codes_KT: torch.Tensor) -> bytes:
     return codes_KT.to("cpu", torch.int16).contiguous().numpy().astype("<i2", copy=False).tobytes()
 
 
-def unpack_codes(packed: bytes | bytearray | memoryview, num_codebooks: int) -> np.ndarray:
-    """The inverse of `pack_codes`: int16 `(K, T)`, a view of `packed`."""
+def unpack_codes(packed: bytes, num_codebooks: int) -> np.ndarray:
+    """Invert `pack_codes`: int16 `(K, T)`, a view of `packed`."""
     return np.frombuffer(packed, dtype="<i2").reshape(num_codebooks, -1)
 
 
 def pack_states(states_LD: torch.Tensor, dtype: str) -> bytes:
-    """Text states as raw bytes in one of `STATES_DTYPES`.
+    """Store text states as raw bytes in one of `STATES_DTYPES`.
 
     Raises:
         ValueError: a value is not finite, or beyond the range of the dtype.
@@ -76,7 +76,7 @@ def pack_states(states_LD: torch.Tensor, dtype: str) -> bytes:
     return packed.view(torch.uint8).numpy().tobytes()
 
 
-def unpack_states(packed: bytes | bytearray | memoryview, length: int, dtype: str) -> torch.Tensor:
-    """The inverse of `pack_states`: `(L, D)`, in the memory of a bytearray, or a copy of anything else."""
-    own = packed if isinstance(packed, bytearray) else bytearray(packed)
-    return torch.frombuffer(own, dtype=STATES_DTYPES[dtype]).view(length, -1)
+def unpack_states(packed: bytes, length: int, dtype: str) -> torch.Tensor:
+    """Invert `pack_states`: `(L, D)`, in memory of its own."""
+    # torch warns about memory that cannot be written to, as that of bytes.
+    return torch.frombuffer(bytearray(packed), dtype=STATES_DTYPES[dtype]).view(length, -1)

@@ -1,4 +1,4 @@
-"""The manifest of a latent dataset: what made it, with which encoders, and what is in it."""
+"""Reads and writes the manifest of a latent dataset: what made it, with which encoders, and what is in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EncoderRecord:
     name: str
     """The folder or hub id it was read from."""
     fingerprint: str
-    """See `fingerprint.fingerprint`."""
+    """See `models.fingerprint.fingerprint`."""
 
 
 @dataclass(kw_only=True)
@@ -33,12 +33,12 @@ class SplitRecord:
 
 @dataclass(kw_only=True)
 class Manifest:
-    """Everything a reader must know beside the rows themselves."""
+    """Holds everything that a reader must know besides the rows themselves."""
 
     text_encoder: EncoderRecord
     audio_encoder: EncoderRecord
     sampling_rate: int
-    """Of the audio that was coded, in Hz."""
+    """Sampling rate of the encoded audio, in Hz."""
     frame_rate: float
     """Frames of codes per second."""
     num_codebooks: int
@@ -53,7 +53,7 @@ class Manifest:
     captions: int
     """Distinct captions."""
     counts: dict[str, int]
-    """What happened to the input: files, rejected, too_short, silent, missing_caption and so on."""
+    """Counts of what became of the input: files, rejected, too_short, silent, missing_caption and so on."""
     settings: dict[str, Any]
     """The resolved configuration of the preprocessing run."""
     command: str

@@ -1,1 +1,1 @@
-"""What a result was made with: command, code, packages, machine. Written beside every result of a stage."""
+"""Records what a result was made with: command, code, packages, machine. Every stage writes it beside its result."""

@@ -1,4 +1,4 @@
-"""The state of the code that runs: its commit, and what differs from it."""
+"""Finds the commit of the code that runs, and how the code differs from it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Of a repository on a slow disk.
-_SECONDS = 30
+# Git on a slow disk may take this long.
+_TIMEOUT_SECONDS = 30
 
 
 def git_state(folder: Path = REPOSITORY) -> dict[str, Any]:
-    """Commit of a repository, and how many files differ from it, with a SHA-256 of how the tracked ones do.
+    """The commit of a repository, the number of files that differ from it, and a SHA-256 of the difference.
 
-    Empty where git is not installed, or the folder is not the top of a repository: an installed package may lie in
-    somebody else's.
+    Empty if git is not installed, or if the folder is not the top of a repository: an installed package may lie inside
+    the repository of another project.
     """
     try:
         if Path(_git(folder, "rev-parse", "--show-toplevel").strip()).resolve() != folder.resolve():
@@ -33,12 +33,12 @@ def git_state(folder: Path = REPOSITORY) -> dict[str, Any]:
 
 
 def uncommitted_patch(folder: Path = REPOSITORY) -> str:
-    """How tracked files differ from the commit, for `git apply`; empty where they do not, or git knows nothing.
+    """The difference of tracked files to the commit, for `git apply`; empty if there is none, or no repository.
 
-    New files that git has not been told of are not in it.
+    Untracked files are not in it.
     """
     try:
-        # Without what a user's own settings would add.
+        # A user's git settings may add colours or call another diff program.
         return _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-color")
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -57,6 +57,6 @@ def _git(folder: Path, *arguments: str) -> str:
         text=True,
         errors="surrogateescape",
         check=True,
-        timeout=_SECONDS,
+        timeout=_TIMEOUT_SECONDS,
     )
     return done.stdout

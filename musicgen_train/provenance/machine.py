@@ -1,4 +1,4 @@
-"""Versions of what is installed, and the machine that it runs on."""
+"""Tells the versions of packages, and describes the machine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers, as far as they are installed."""
+    """The versions of Python and of the packages that numbers may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    # Which says also what it was built for.
+    # torch's own version also says which CUDA it was built for.
     return {**found, "torch": torch.__version__}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, GPUs and what drives them, as plain values; no names of the machine or its user."""
+    """Cores, GPUs and drivers as plain values; without the names of the machine and its user."""
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def driver_version() -> str | None:
-    """Version of NVIDIA's driver; None where its tool is not installed or does not answer."""
+    """The version of NVIDIA's driver; None if nvidia-smi is not installed or does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

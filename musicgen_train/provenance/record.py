@@ -1,4 +1,4 @@
-"""The record of one process that made something."""
+"""Records the process that made a result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musicgen_train.provenance.git import digest, git_state, uncommitted_patch
 from musicgen_train.provenance.machine import machine, versions
 
 RECORD_NAME = "provenance.json"
-# Ends with the beginning of its SHA-256, which the record has whole.
+# The name of a patch ends with the beginning of its SHA-256; the record has all of it.
 PATCH_PREFIX = "uncommitted-"
 
 
@@ -29,12 +29,12 @@ def record() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, for a shell; without what `launch` gives Hydra."""
+    """The command line of this process, quoted for a shell, without the settings that `launch` adds for Hydra."""
     return shlex.join(word for word in sys.argv if not word.startswith("hydra"))
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """The time in UTC as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -44,7 +44,7 @@ def write_record(folder: Path) -> None:
 
 
 def write_patch(folder: Path) -> None:
-    """Write how the code differs from its commit, `uncommitted-*.patch`; nothing where it does not."""
+    """Write the difference of the code to its commit into `uncommitted-*.patch`, if there is one."""
     if patch := uncommitted_patch():
         path = folder / f"{PATCH_PREFIX}{digest(patch)[:12]}.patch"
         path.write_text(patch, encoding="utf-8", errors="surrogateescape")

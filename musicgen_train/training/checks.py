@@ -79,7 +79,7 @@ def first_scores(module: MusicgenTraining, data: LatentDataModule, batches: int)
         picked = [data.train_clips[part] for part in itertools.islice(loader.sampler, batches)]
     mode = module.training
     module.eval()
-    scores = [module.score(packed.unpack().to(module.device)).detach() for packed in picked]
+    scores = [module.score(packed.to(module.device)).detach() for packed in picked]
     module.train(mode)
     return sum(scores[1:], start=scores[0])
 

@@ -102,6 +102,15 @@ def test_each_caption_is_drawn_and_so_is_none(composite: Path, tmp_path: Path) -
             assert torch.equal(batch.text_states[0], text.states((length - 3) // 2).float())
 
 
+@pytest.mark.parametrize(("cfg_dropout", "with_caption"), [(0.0, 200), (1.0, 0)])
+def test_captions_are_dropped_never_or_always(
+    composite: Path, tmp_path: Path, cfg_dropout: float, with_caption: int
+) -> None:
+    folder = write_latents(tmp_path / "latents", composite, [ClipSpec(9, (0, 1))])
+    module = module_of(folder, steps=200, global_batch_size=1, cfg_dropout=cfg_dropout)
+    assert sum(bool(batch.text_mask.any()) for batch in module.train_dataloader()) == with_caption
+
+
 def test_the_whole_step_is_known_to_each_of_its_parts(latents: Path) -> None:
     whole = list(module_of(latents).train_dataloader())
     parts = list(module_of(latents, micro_batch_size=1).train_dataloader())
@@ -134,7 +143,7 @@ def test_validation_is_shared_out_evenly(latents: Path, size: int, world: int, c
     assert [len(batches) for batches in per_rank] == [count] * world
     rows = [row for batches in per_rank for batch in batches for row in batch.rows.tolist()]
     assert sorted(rows) == [0, 1, 2]
-    scored = sum(sum(clips[batch].lengths) for batches in per_rank for batch in batches)
+    scored = sum(int(clips[batch].frames.sum()) for batches in per_rank for batch in batches)
     assert scored == 17 + 23 + 29
 
 

@@ -382,6 +382,14 @@ def test_truncation_equals_the_references_warpers(top_k: int, top_p: float, temp
     assert (got > float("-inf")).any(dim=-1).all()
 
 
+def test_the_likeliest_code_stays_however_small_top_p_is() -> None:
+    # Beside 1, in float32, so small a share is nothing: the sum of all shares may then seem to be cut off whole.
+    logits = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    kept = truncate(logits, GenerationConfig(do_sample=True, top_k=0, top_p=1e-9)).isfinite()
+    assert torch.equal(kept.sum(dim=-1), torch.ones(50).long())
+    assert torch.equal(kept.int().argmax(dim=-1), logits.argmax(dim=-1))
+
+
 def test_draws_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
     config = GenerationConfig(do_sample=True, top_k=None, top_p=None)

@@ -303,6 +303,16 @@ def test_state_goes_through_a_checkpoint() -> None:
     assert again.metrics() == health.metrics()
 
 
+def test_a_spike_that_a_checkpoint_falls_into_is_neither_said_again_nor_lost() -> None:
+    health = Health(SETTINGS)
+    begins = [health.kept(loss) for loss in [*(2.0 + 0.01 * (step % 5) for step in range(25)), 9.0]]
+    assert begins[-1] is not None
+    again = Health(SETTINGS)
+    again.load_state_dict(json.loads(json.dumps(health.state_dict())))
+    assert again.kept(8.0) is None  # it goes on, lower
+    assert again.metrics()["train/loss_spike"] == pytest.approx(begins[-1].deviations)
+
+
 def test_limits_in_a_row_and_in_all() -> None:
     health = Health(SETTINGS)
     for step in (1, 2):

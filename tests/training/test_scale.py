@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
-from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.module import CHECKPOINT_KEY, MusicgenTraining
 from musicgen_train.training.precision import resolve_precision
 from musicgen_train.training.step.schedule import ScheduleSettings
 
@@ -121,6 +123,33 @@ def test_parts_of_a_step_add_up_to_its_loss_and_gradient(
             torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-8)
 
 
+def test_codebooks_without_anything_to_score_in_a_whole_step_do_not_count(composite: Path, tmp_path: Path) -> None:
+    # Clips of two frames: nothing of the third and fourth codebook is ever scored.
+    short = write_latents(tmp_path / "latents", composite, [ClipSpec(2)] * 4, [ClipSpec(9)])
+    module, model = module_of(composite)
+    module._trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=1)  # type: ignore[assignment]
+    whole = next(iter(data_of(short, global_batch=4, micro_batch=4, world_size=1, rank=0).train_dataloader()))
+    data = data_of(short, global_batch=4, micro_batch=2, world_size=1, rank=0)
+    total = 0.0
+    for part in list(data.train_dataloader())[:2]:
+        part.text_states = part.text_states.double()
+        total += module.training_step(part, 0).item() / 2
+    assert total == pytest.approx(loss_of_clips(model, [whole]).item(), rel=1e-6)
+
+
+def test_scores_since_the_last_row_are_counted_once_among_the_ranks_that_go_on(composite: Path) -> None:
+    saved = {"sums_K": torch.arange(4.0), "counts_K": torch.arange(4) + 2, "correct_K": torch.ones(4).long()}
+    found = []
+    for rank in range(3):
+        module, _ = module_of(composite)
+        module._trainer = SimpleNamespace(global_rank=rank)  # type: ignore[assignment]
+        module.on_load_checkpoint({CHECKPOINT_KEY: {"since_log": saved}})
+        assert module._since_log is not None
+        found.append(vars(module._since_log))
+    for name, value in saved.items():
+        assert torch.equal(sum(each[name] for each in found), value)
+
+
 @pytest.mark.parametrize(("world_size", "size"), [(1, 2), (2, 2), (3, 1), (4, 2)])
 def test_ranks_validate_every_clip_once(uneven: Path, world_size: int, size: int) -> None:
     seen, lengths = [], set()
@@ -196,6 +225,40 @@ def test_sharded_among_two_processes_equals_one_and_goes_on_from_it_and_back(
     found = {(row["step"], "val/loss" in row): row for row in numbers_of(output)}
     for row in numbers_of(tmp_path / "straight"):
         assert found[row["step"], "val/loss" in row] == pytest.approx(row, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def test_ranks_begin_with_the_same_weights_and_draw_dropout_of_their_own(
+    composite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Clips of one length, so that masks of all ranks have the same size. From scratch, so that weights are drawn too.
+    latents = write_latents(tmp_path / "latents", composite, [ClipSpec(24)] * 8, [ClipSpec(24)])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    size = ["model=tiny", "model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1"]
+    witness = ["+callbacks.witness._target_=rank_witness.RankWitness", f"+callbacks.witness.folder={tmp_path}"]
+    drawing = ["model.dropout=0.4", "data.cfg_dropout=0", "trainer.max_steps=2", "data.global_batch_size=4"]
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.micro_batch_size=1", "init_from=scratch"]
+    in_processes(composite, latents, tmp_path / "run", *size, *witness, *drawing, *two)
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    for state in ("made", "trained"):
+        assert ranks[0]["weights"][state] == ranks[1]["weights"][state]
+    assert len(ranks[0]["steps"]) == len(ranks[1]["steps"]) == 4  # micro-batches
+    seen: set[str] = set()
+    for number, steps in enumerate(zip(*(rank["steps"] for rank in ranks), strict=True)):
+        one, other = steps
+        assert len(one["masks"]) == len(other["masks"]) > 3
+        for masks in zip(one["masks"], other["masks"], strict=True):
+            assert len(masks[0]) == len(masks[1])
+            agree = sum(mine == theirs for mine, theirs in zip(*masks, strict=True)) / len(masks[0])
+            # Of two independent masks 0.4 * 0.4 + 0.6 * 0.6 = 0.52 agree.
+            assert 0.4 < agree < 0.65, f"micro-batch {number}"
+            assert 0.5 < masks[0].count("1") / len(masks[0]) < 0.7
+        seen |= {"".join(step["masks"]) for step in steps}
+        # What a callback draws, too.
+        assert one["drawn"] != other["drawn"]
+    assert len(seen) == 8  # nor are a rank's own the same again
+    # Four of the eight clips a step, two steps: each rank has its own, and together they have all.
+    clips = [tuple(clip) for rank in ranks for step in rank["steps"] for clip in step["clips"]]
+    assert sorted(clips) == [(0, row) for row in range(8)]
 
 
 @pytest.mark.heavy
