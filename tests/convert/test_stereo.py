@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from musicgen_train.convert.stereo import expand_to_stereo, mono_name
-from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.causal_lm import MusicgenForCausalLM
+from musicgen_train.models.config import MusicgenDecoderConfig
 
 B, K, S, L, D, V = 2, 3, 7, 5, 24, 13
 

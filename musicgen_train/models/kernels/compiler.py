@@ -21,6 +21,9 @@ from musicgen_train.models.kernels.structures import STRUCTURES
 SWITCH = "MUSICGEN_TRAIN_NATIVE"
 """Environment variable; `0` leaves everything to torch."""
 
+# Characters of a compiler's errors that are passed on.
+_MOST_SAID = 500
+
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
 
 
@@ -57,8 +60,9 @@ def _load(source_name: str) -> ctypes.CDLL | str:
     try:
         return _library(Path(__file__).with_name(source_name), compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        return f"{source_name} was not compiled by {compiler}: {' '.join(reason.split())[:300]}"
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        errors = [line for line in said.splitlines() if "error" in line] or said.split()
+        return f"{source_name} was not compiled by {compiler}: {' '.join(errors)[:_MOST_SAID]}"
 
 
 def _compiler() -> str | None:
