@@ -1,4 +1,4 @@
-"""Folders, local and in a hub cache that needs no network, and writing them so that an interruption breaks nothing."""
+"""Tests folders, local and in a hub cache without network, and that an interrupted save breaks nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 def content_of(path: Path) -> dict[str, str]:
-    """Every file below a folder with its text, and every folder."""
+    """Return every file below a folder with its text, and every folder."""
     found = sorted(path.rglob("*"))
     return {str(p.relative_to(path)): p.read_text() if p.is_file() else "(folder)" for p in found}
 
@@ -111,7 +111,7 @@ def test_json_files(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache as huggingface_hub lays it out, with one repository at two commits, one of them a branch."""
+    """Make a cache as huggingface_hub lays it out, with one repository at two commits, one of them a branch."""
     repository = tmp_path / "cache" / "models--owner--name"
     write_files(repository / "refs", main=COMMIT, trial=OTHER_COMMIT)
     snapshots = repository / "snapshots"
@@ -351,7 +351,7 @@ for number, target in enumerate(sys.argv[1:], start=-1):
 
 
 def run_killed(targets: list[Path]) -> list[int]:
-    """The exit codes of a save into each folder, killed at a later point each time."""
+    """Return the exit codes of a save into each folder, killed at a later point each time."""
     command = [sys.executable, "-c", KILLED, *map(str, targets)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [int(line) for line in output.split()]
@@ -449,7 +449,7 @@ def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def unprivileged(tmp_path: Path) -> Iterator[Path]:
-    """A folder of an ordinary user, and that user's rights: root may write anywhere."""
+    """Give a folder of an ordinary user and that user's rights, since root may write anywhere."""
     if os.geteuid() != 0:
         yield tmp_path
         return
