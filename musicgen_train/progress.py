@@ -1,64 +1,80 @@
-"""How far a long step is, with its rate and the time left, on a terminal or in a log."""
+"""Progress of a long step on standard error: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
+import math
 import sys
-import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-# A terminal's line is rewritten often, a log gets a new line seldom.
+from tqdm import tqdm
+
 _TERMINAL_SECONDS = 0.2
-_LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Counts seconds of audio and says so on stderr; a context manager.
+    """Counts what is done and shows it with the rate and the time left; a context manager.
 
     Args:
-        what: what is being done, the start of the line.
-        total: seconds of audio in all.
-        stream: where to write.
-        clock: seconds, in place of the machine's clock.
+        name: what is being done, such as `sampling`.
+        total: how much there is to do; None if that is not known.
+        unit: what is counted, such as `tracks` or `s of audio`.
+        log_seconds: the least time between two lines where the stream is no terminal; 0 shows nothing anywhere.
+        stream: where to write, standard error by default.
     """
 
     def __init__(
-        self, what: str, total: float, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self, name: str, total: float | None, unit: str, *, log_seconds: float = 30.0, stream: TextIO | None = None
     ) -> None:
-        self.what = what
-        self.total = total
-        self.done = 0.0
-        self._stream = stream or sys.stderr
-        self._clock = clock
-        self._start = self._shown = clock()
-        self._terminal = self._stream.isatty()
+        stream = stream or sys.stderr
+        terminal = stream.isatty()
+        count, time = f"{{n:.0f}} {unit}", "{elapsed}"
+        if total is not None:
+            bar = "{percentage:3.0f}%" + ("|{bar}|" if terminal else "")
+            count, time = f"{bar} {{n:.0f}}/{{total:.0f}} {unit}", "{elapsed}<{remaining}"
+        self._bar = tqdm(
+            desc=name,
+            total=total,
+            unit=f" {unit}",
+            file=stream if terminal else _Lines(stream),
+            bar_format=f"{{desc}}: {count} [{time}, {{rate_noinv_fmt}}{{postfix}}]",
+            mininterval=_TERMINAL_SECONDS if terminal else log_seconds,
+            miniters=0,
+            smoothing=0,
+            dynamic_ncols=terminal,
+            # A disabled bar would not count.
+            delay=0 if log_seconds > 0 else math.inf,
+        )
 
-    def advance(self, audio_seconds: float) -> None:
-        """Count what was done since the last call."""
-        self.done += audio_seconds
-        now = self._clock()
-        if now - self._shown >= (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS):
-            self._shown = now
-            self._write(self.line(), last=False)
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count what was done since the last call.
+
+        Args:
+            amount: how much that is, in the unit.
+            note: more to say from now on, such as `2 rejected`; an empty one leaves the last.
+        """
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._update(amount)
+
+    def skip(self, amount: float = 1) -> None:
+        """Count what an earlier run did: it is done, but took no time, so the rate leaves it out."""
+        self._bar.initial += amount
+        self._update(amount)
+
+    @property
+    def done(self) -> float:
+        """How much is done, in the unit, what was skipped included."""
+        return self._bar.n
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
-        return self._clock() - self._start
+        return self._bar.format_dict["elapsed"]
 
-    @property
-    def rate(self) -> float:
-        """Seconds of audio per second; 0 before there is any."""
-        return self.done / self.elapsed if self.elapsed > 0 else 0.0
-
-    def line(self) -> str:
-        """`sampling: 20 of 80 s of audio, 2.5 s of audio per second, 0:24 left`."""
-        text = f"{self.what}: {self.done:.0f} of {self.total:.0f} s of audio"
-        if self.rate > 0:
-            left = max(0.0, self.total - self.done) / self.rate
-            text += f", {self.rate:.3g} s of audio per second, {minutes(left)} left"
-        return text
+    def close(self) -> None:
+        """Show the last state and end the line."""
+        self._bar.close()
 
     def __enter__(self) -> Progress:
         return self
@@ -66,26 +82,25 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._write(
-                f"{self.what}: {self.done:.0f} s of audio in {minutes(self.elapsed)}, {self.rate:.3g} s of audio per "
-                "second",
-                last=True,
-            )
-        elif self._terminal:
-            self._stream.write("\n")
+        self.close()
 
-    def _write(self, text: str, *, last: bool) -> None:
-        if self._terminal:
-            # Back to the start of the line, and clear what is left of the old one.
-            self._stream.write(f"\r{text}\x1b[K" + "\n" * last)
-        else:
-            self._stream.write(text + "\n")
+    def _update(self, amount: float) -> None:
+        if self._bar.total is not None:
+            # The total may be an estimate; tqdm forgets one that is passed.
+            self._bar.total = max(self._bar.total, self._bar.n + amount)
+        self._bar.update(amount)
+
+
+class _Lines:
+    """A stream for tqdm that makes a line of every state it draws, in place of going back to the line's start."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        words = text.split()
+        if words:
+            self._stream.write(" ".join(words) + "\n")
+
+    def flush(self) -> None:
         self._stream.flush()
-
-
-def minutes(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:03`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from musicgen_train.audio.io import read_audio
 from musicgen_train.audio.mel import mel_picture
 from musicgen_train.evaluation.control.scoring import ControlClip, not_followed
@@ -18,7 +20,6 @@ from musicgen_train.evaluation.curves import Chart, draw
 from musicgen_train.evaluation.output import REPORT_NAME, RESULTS_NAME
 from musicgen_train.evaluation.records import AudioRecord, Column, MetricRow, MetricTable, SampleRecord, Unit
 from musicgen_train.evaluation.requests import Kind
-from musicgen_train.progress import minutes
 
 _STYLE = Path(__file__).with_name("report.css")
 _PICTURE_WIDTH, _PICTURE_HEIGHT = 640, 144
@@ -115,7 +116,7 @@ class _Page:
         return (
             f"<header><p class=kicker>musicgen_train evaluation</p><h1>{_escape(str(model['given']))}</h1>"
             f"<p class=quiet>{_escape(_source(model))} {_escape(results['created'].replace('T', ' ')[:16])} UTC, "
-            f"{_escape(results['device'])}, {minutes(results['seconds'])} min in all</p>"
+            f"{_escape(results['device'])}, {tqdm.format_interval(round(results['seconds']))} min in all</p>"
             f"<dl class=facts>{listed}</dl><nav aria-label=Contents>{contents}</nav></header>"
         )
 

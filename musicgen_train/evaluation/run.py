@@ -146,7 +146,7 @@ class Evaluation:
         records: dict[int, SampleRecord] = {}
         references: dict[int, AudioRecord | None] = {}
         numbers = {id(job): number for number, job in enumerate(jobs)}
-        with Progress("sampling", len(jobs) * self.new_frames / self.frame_rate) as progress:
+        with Progress("sampling", len(jobs) * self.new_frames / self.frame_rate, "s of audio") as progress:
             for generated in generate(
                 self.model, jobs, self.sampling, lambda frames: progress.advance(frames / self.frame_rate)
             ):
@@ -163,7 +163,7 @@ class Evaluation:
         if control is None:
             return []
         clips = len(control.requests) * len(self.control_sampling.guidance_scales)
-        with Progress("control", clips * self.new_frames / self.frame_rate) as progress:
+        with Progress("control", clips * self.new_frames / self.frame_rate, "s of audio") as progress:
             return listen(
                 control,
                 self.model,
@@ -386,7 +386,7 @@ class Evaluation:
         if clips.has_other_captions():
             conditions.insert(1, "another clip's")
         seconds = sum(clips.codes(number).shape[1] for number in range(len(clips))) / self.frame_rate
-        with Progress("cross-entropy", len(conditions) * seconds) as progress:
+        with Progress("cross-entropy", len(conditions) * seconds, "s of audio") as progress:
             scores = {
                 condition: score(
                     self.model,
