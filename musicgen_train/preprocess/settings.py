@@ -1,7 +1,7 @@
 """The settings of a preprocessing run, as dataclasses.
 
-`configs/preprocess.yaml` has the same keys and explains each. Only `run.py` reads `PreprocessSettings`: everything below
-it is given the values it needs, or a section.
+`configs/preprocess.yaml` has the same keys and explains them. Only `run.py` reads `PreprocessSettings`: everything
+below it is given the values it needs, or a section.
 """
 
 from __future__ import annotations

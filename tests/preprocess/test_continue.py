@@ -190,7 +190,7 @@ def test_shards_that_take_long_are_smaller_and_make_the_same_bytes(
 ) -> None:
     write_corpus(tmp_path / "input", range(5))
     preprocess(settings(output=str(tmp_path / "whole")))
-    monkeypatch.setattr("musicgen_train.preprocess.encoding.encode._MOST_SHARD_SECONDS", 0.0)
+    monkeypatch.setattr("musicgen_train.preprocess.encoding.shard_builder._MOST_SHARD_SECONDS", 0.0)
     preprocess(settings())
     assert len(list(work_root(tmp_path / "output").glob("*/shards/*"))) == 8
     assert content_of(tmp_path / "output") == content_of(tmp_path / "whole")

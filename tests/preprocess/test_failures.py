@@ -11,8 +11,8 @@ from audio_corpus import SettingsMaker, write_track
 
 from musicgen_train.audio.io import AudioError
 from musicgen_train.preprocess.encoding import clips
-from musicgen_train.preprocess.encoding.encode import RejectedTrackError
 from musicgen_train.preprocess.encoding.encoders import AudioCoder
+from musicgen_train.preprocess.encoding.pipeline import RejectedTrackError
 from musicgen_train.preprocess.run import preprocess
 from musicgen_train.preprocess.work import shards
 from musicgen_train.preprocess.work.work_folder import work_root
@@ -99,7 +99,7 @@ def test_an_input_that_goes_away_ends_the_run_and_keeps_what_is_encoded(
         return shard
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_train.preprocess.encoding.encode.write_shard", then_unmounted)
+        patch.setattr("musicgen_train.preprocess.encoding.shard_builder.write_shard", then_unmounted)
         with pytest.raises(OSError, match=r"input .* is gone .*, noticed at \d\.wav\. What is encoded so far is kept"):
             preprocess(settings())
     assert not (tmp_path / "output").exists()

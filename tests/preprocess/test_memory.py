@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import soundfile
-from audio_corpus import RATE, SettingsMaker, tone
+from audio_corpus import RATE, SettingsMaker, tone, write_track
 
-from musicgen_train.preprocess.encoding.encoders import load_encoders
-from musicgen_train.preprocess.run import preprocess
+from musicgen_train.preprocess.run import preprocess, resolve
 from musicgen_train.preprocess.sources.captions import Description
-from musicgen_train.preprocess.sources.folders import FolderSource
+from musicgen_train.preprocess.sources.folder_source import FolderSource
 from musicgen_train.preprocess.sources.listing import Listing
 from musicgen_train.preprocess.sources.tracks import Candidate, Track
+from musicgen_train.preprocess.work.ranks import Rank
 
 
 class Made:
@@ -60,12 +60,13 @@ def peak(action: Any) -> int:
 def test_memory_does_not_grow_with_the_tracks(
     tmp_path: Path, make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoders = load_encoders(make_settings())
-    monkeypatch.setattr("musicgen_train.preprocess.run.load_encoders", lambda *_: encoders)
+    write_track(tmp_path / "input" / "a.wav", 0.5)
+    encoders = resolve(make_settings(), Rank()).recipe.encoders
+    monkeypatch.setattr("musicgen_train.preprocess.run.load_encoders", lambda **_: encoders)
     peaks = []
     for number in (30, 80, 280):
         source = Made(number)
-        monkeypatch.setattr("musicgen_train.preprocess.run.open_source", lambda _, source=source: source)
+        monkeypatch.setattr("musicgen_train.preprocess.run.open_source", lambda *_, source=source: source)
         settings = make_settings(
             output=str(tmp_path / str(number)),
             clip_seconds=0.04,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, group_of, place
+from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, place, split_group
 from musicgen_train.preprocess.settings import SplitSettings
 
 
@@ -85,6 +85,6 @@ def test_the_rule_is_that_of_all_groups_sorted(groups: list[int], validation: fl
 
 
 def test_a_field_names_the_group() -> None:
-    assert group_of("a.wav", {"album": "Blue"}, "album") == "album=Blue"
-    assert group_of("a.wav", {"album": ""}, "album") == group_of("a.wav", {}, "album") == "a.wav"
-    assert group_of("a.wav", {"album": "Blue"}, None) == "a.wav"
+    assert split_group("a.wav", {"album": "Blue"}, "album") == "album=Blue"
+    assert split_group("a.wav", {"album": ""}, "album") == split_group("a.wav", {}, "album") == "a.wav"
+    assert split_group("a.wav", {"album": "Blue"}, None) == "a.wav"

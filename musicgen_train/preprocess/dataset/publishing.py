@@ -7,7 +7,6 @@ import itertools
 import os
 import secrets
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

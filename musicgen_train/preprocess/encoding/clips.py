@@ -105,7 +105,7 @@ class TrackDecoder(Dataset[CutTrack]):
             result.problem = str(error)
             return result
         except Exception as error:
-            # Whatever a file does to a decoder, such as make it run out of memory, the run goes on with the other files.
+            # Whatever a file does to a decoder, even if it runs out of memory, the run goes on with the other files.
             result.problem = f"decoding failed: {type(error).__name__}: {' '.join(str(error).split())}"
             return result
         result.samples = audio_CS.shape[-1]

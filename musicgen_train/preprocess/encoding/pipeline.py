@@ -9,20 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from musicgen_train.preprocess.encoding.clips import CutTrack, decode_tracks
 from musicgen_train.preprocess.encoding.shard_builder import ShardBuilder, ShardRecipe
-from musicgen_train.preprocess.progress import Progress
 from musicgen_train.preprocess.sources.tracks import Source, Track
 from musicgen_train.preprocess.work.results import EncodedTracks, ListingDigest, Result, Results
 from musicgen_train.preprocess.work.work_folder import WorkFolder
+from musicgen_train.progress import Progress
 
 
 class RejectedTrackError(ValueError):
     """A track cannot be used, and the settings ask to stop there."""
+
+
+@dataclass(kw_only=True)
+class EncodingCounts:
+    """What a pipeline has done so far."""
+
+    encoded: int = 0
+    """Tracks that were decoded, rejected ones included."""
+    rejected: int = 0
+    """Tracks of these that cannot be used."""
+    audio_seconds: float = 0.0
+    """Length of the decoded tracks."""
+    reused: int = 0
+    """Tracks that an earlier run had encoded."""
+
+    def note(self, elapsed: float) -> str:
+        """Return what to show beside the number of tracks, after so many seconds."""
+        parts = [f"{self.audio_seconds / 3600:.2f} h of audio"]
+        if elapsed > 0:
+            parts.append(f"{self.audio_seconds / elapsed:.0f} x real time")
+        if self.rejected:
+            parts.append(f"{self.rejected} rejected")
+        if self.reused:
+            parts.append(f"{self.reused} from before")
+        return ", ".join(parts)
 
 
 class EncodingPipeline:
@@ -49,10 +75,11 @@ class EncodingPipeline:
     ) -> None:
         self._recipe = recipe
         self._work = work
-        self._input_name = input_name
         self._encoded_before = encoded_before
+        self._input_name = input_name
         self._progress = progress
         self._stop_on_rejected = stop_on_rejected
+        self.counts = EncodingCounts()
         self.listing = ListingDigest()
         """Of all candidates, those of other ranks included."""
         self.results = Results()
@@ -101,7 +128,7 @@ class EncodingPipeline:
             raise rejection
 
     def _to_encode(self, source: Source) -> Iterator[Track]:
-        """Yield the rank's tracks that are not encoded yet. The results of the others are taken over."""
+        """Yield the rank's tracks that are not encoded yet, and take over the results of those that are."""
         for candidate in source:
             self.listing.add(candidate.id)
             if not self._work.rank.owns(candidate.id):
@@ -115,7 +142,8 @@ class EncodingPipeline:
                     yield track
                     continue
             self.results.add(found)
-            self._progress.add(reused=1)
+            self.counts.reused += 1
+            self._progress.skip(1)
 
     def _rejection(self, cut: CutTrack, source: Source) -> RejectedTrackError | None:
         """Return the error to stop with after this track, if any.
@@ -132,8 +160,10 @@ class EncodingPipeline:
         )
 
     def _count(self, cut: CutTrack) -> None:
-        seconds = cut.samples / self._recipe.cutter.sampling_rate
-        self._progress.add(tracks=1, audio_seconds=seconds, rejected=cut.problem is not None)
+        self.counts.encoded += 1
+        self.counts.rejected += cut.problem is not None
+        self.counts.audio_seconds += cut.samples / self._recipe.cutter.sampling_rate
+        self._progress.advance(1, self.counts.note(self._progress.elapsed))
 
     def _take(self, results: list[Result]) -> None:
         for result in results:

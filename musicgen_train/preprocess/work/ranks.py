@@ -33,7 +33,7 @@ class Rank:
         return f"rank {self.number} of {self.world_size}"
 
     def owns(self, track_id: str) -> bool:
-        """Return True if this process encodes the track. The SHA-256 of its id decides, not its place in the listing."""
+        """Return True if this process encodes the track. The SHA-256 of its id decides, not where it is listed."""
         digest = hashlib.sha256(track_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") % self.world_size == self.number
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,8 @@ class Result:
 class EncodedTracks:
     """The tracks of a rank that earlier runs encoded, read from the shards.
 
-    Rejected tracks are left out: the reason may be gone, and trying again costs little.
+    Rejected tracks are left out: the reason may be gone, and trying again costs little. A damaged shard is removed so
+    that its tracks are encoded again, with a line on standard error.
 
     Args:
         folder: the folder with all shards.
@@ -45,8 +48,6 @@ class EncodedTracks:
     """
 
     def __init__(self, folder: Path, rank: Rank) -> None:
-        self.damaged: list[DamagedShardError] = []
-        """The shards that cannot be used."""
         self._database = scratch_database()
         self._database.execute(
             "CREATE TABLE encoded (id TEXT, stamp TEXT, key TEXT, shard TEXT, row INTEGER, PRIMARY KEY (id, shard)) "
@@ -57,7 +58,8 @@ class EncodedTracks:
                 check_sizes(shard)
                 table = read_table(shard, TRACKS_NAME)
             except DamagedShardError as error:
-                self.damaged.append(error)
+                print(f"{error}; its tracks are encoded again", file=sys.stderr, flush=True)
+                shutil.rmtree(shard, ignore_errors=True)
                 continue
             columns = (table[name].to_pylist() for name in ("id", "stamp", "key", "problem"))
             self._database.executemany(

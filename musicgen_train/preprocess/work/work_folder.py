@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,25 @@ def read_published(folder: Path) -> Published:
         return Published(content=str(values["content"]), manifests=tuple(values["manifests"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Published()
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Tell the user what is kept and what to do when the disk of the work folder, or of temporary files, is full."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"no space for temporary tables ({error}): name a folder with some in the variable SQLITE_TMPDIR, and run "
+            "the same command again"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise type(error)(
+            f"no space left on the disk of {folder}. What is encoded so far is kept: make space, and run the same "
+            "command again"
+        ) from error
 
 
 class WorkFolder:
