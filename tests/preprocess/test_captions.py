@@ -1,4 +1,4 @@
-"""Captions: what is read from a source's fields, and which texts come of it."""
+"""Captions: how a source's fields are read, and which texts are made of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_own_captions_come_first_then_tags_then_templates() -> None:
     )
     templates = ("{genre} at {bpm} bpm", "in {key}", "by {artist}")
     assert variants(description, templates=templates) == ["one", "two", "pop", "rock, pop at 120 bpm"]
-    # Its own captions are never left out, made ones fill up.
+    # The source's own captions are never left out; made ones are added up to the number wanted.
     assert variants(description, templates=templates, variants=1) == ["one", "two"]
     assert variants(description, templates=templates, variants=3) == ["one", "two", "pop"]
     assert variants(description, templates=templates, tags=False) == ["one", "two", "rock, pop at 120 bpm"]
@@ -75,7 +75,7 @@ def test_random_texts_fill_up_to_the_count() -> None:
             assert caption == "a b c d e f"
             assert sorted(tags.split(", ")) == ["x", "y", "z"]
         else:
-            # Words left out, their order kept.
+            # Words are left out, and their order is kept.
             source = ["a", "b", "c", "d", "e", "f"] if text[0] in "abcdef" else ["x,", "y,", "z"]
             kept = iter(source)
             assert all(word in kept for word in text.split())

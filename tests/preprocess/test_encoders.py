@@ -1,4 +1,4 @@
-"""The encoders at work: which codecs will do, how captions are batched and cut."""
+"""The frozen encoders: which codecs can be used, and how clips and captions are batched and cut."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_clip_has_the_same_codes_whatever_is_beside_it(encoders: FrozenEncoder
     assert len(batch) == 3
     for clip, codes in zip(clips, batch, strict=True):
         assert torch.equal(encoders.audio.encode([clips[1], clip], 5)[1], codes)
-        # In a batch of another shape sums may round otherwise, which these codes do not notice.
+        # In a batch of another shape sums may be rounded otherwise, which does not change these codes.
         assert torch.equal(encoders.audio.encode([clip], 1)[0], codes)
     assert len({codes.numpy().tobytes() for codes in batch}) == 3
 

@@ -1,4 +1,4 @@
-"""Memory does not grow with the corpus: a long listing takes what a short one takes."""
+"""Memory does not grow with the corpus: a long listing takes no more than a short one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from musicgen_train.preprocess.work.ranks import Rank
 
 
 class Made:
-    """So many tracks of two frames, each with a caption of its own and one they share."""
+    """A source of any number of tracks of two frames, each with a caption of its own and one that all share."""
 
     kind = "made"
 
@@ -47,7 +47,7 @@ class Made:
 
 
 def peak(action: Any) -> int:
-    """The most bytes that Python and numpy held more than before."""
+    """Return by how many bytes the memory of Python and numpy grew at most."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -75,7 +75,7 @@ def test_memory_does_not_grow_with_the_tracks(
             progress_seconds=0.0,
         )
         peaks.append(peak(lambda settings=settings: preprocess(settings)))
-    # The first also imports. The names alone of 200 tracks more take 420 kB.
+    # The first run also imports modules. The names alone of 200 more tracks take 420 kB.
     assert peaks[2] < peaks[1] + 210_000, peaks
 
 
@@ -95,5 +95,5 @@ def test_memory_does_not_grow_with_the_listing(tmp_path: Path, make_settings: Se
 
         peaks.append(peak(look))
         assert seen == number
-    # Their names alone are 70 bytes each.
+    # The names alone take 70 bytes each.
     assert peaks[1] < peaks[0] + 50_000, peaks

@@ -1,4 +1,4 @@
-"""The stage as a whole: what is in the dataset equals what transformers makes of clips cut by hand."""
+"""The whole stage: the dataset equals what transformers makes of clips that are cut by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from musicgen_train.provenance.machine import versions
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """All clips of a dataset by track and start, captions as text, with their split."""
+    """Return all clips of a dataset sorted by track and start, with their split and the text of their captions."""
     captions = datasets.load_from_disk(str(folder / "captions"))["text"]
     rows = [
         {**row, "split": split, "captions": [captions[number] for number in row["captions"]]}
@@ -153,7 +153,7 @@ def test_the_content_depends_on_neither_workers_nor_batches_nor_the_run(
 
 @pytest.fixture
 def codec_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU."""
+    """Run the codec in a thread of its own, as on a GPU."""
     monkeypatch.setattr(pipeline, "_codec_executor", lambda device: ThreadPoolExecutor(max_workers=1))
 
 

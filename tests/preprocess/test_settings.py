@@ -1,12 +1,14 @@
-"""Settings: what is allowed, and what a wrong value is told."""
+"""Settings: which values are allowed, and what the error for any other says."""
 
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import musicgen_train.preprocess
 from musicgen_train.latents import format as latent_format
 from musicgen_train.preprocess.settings import PreprocessSettings
 
@@ -69,6 +71,13 @@ def test_values_take_the_declared_types() -> None:
 def test_the_dtypes_are_the_formats() -> None:
     declared = typing.get_type_hints(PreprocessSettings)["states_dtype"]
     assert typing.get_args(declared) == tuple(latent_format.STATES_DTYPES)
+
+
+def test_only_the_top_of_the_stage_takes_all_settings() -> None:
+    package = Path(musicgen_train.preprocess.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if "PreprocessSettings" in path.read_text(encoding="utf-8")}
+    # The work folder records them.
+    assert found == {"entry.py", "run.py", "settings.py", "work_folder.py"}
 
 
 def test_what_decides_the_content_and_what_does_not() -> None:

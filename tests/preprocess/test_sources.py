@@ -1,4 +1,4 @@
-"""Every kind of input gives the same tracks that its files say."""
+"""Every kind of input gives the tracks, captions and splits that its files state."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected(
     scandir = os.scandir
 
     def refuse(folder: Any) -> Any:
-        # Not by its permissions, which do not hold for root.
+        # Not by permissions, since root may read everything.
         if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied", folder)
         return scandir(folder)
@@ -205,7 +205,7 @@ def hugging_face(folder: Path, number: int = 3) -> datasets.Dataset:
 
 
 def as_stored(dataset: datasets.Dataset) -> datasets.Dataset:
-    """With the column as the hub has it, which asks for decoding."""
+    """Give the dataset an Audio column as on the hub, which would decode."""
     return dataset.cast_column("sound", datasets.Audio())
 
 

@@ -1,4 +1,4 @@
-"""What is said on the way, and what dry runs draw, by hand."""
+"""Progress of a run, and the histograms of a dry run, against lines written by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_run_says_how_far_it_is(
     tmp_path: Path, make_settings: SettingsMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
-        write_track(tmp_path / "input" / f"{number}.wav", 0.6)
+        write_track(tmp_path / "input" / f"{number}.wav", 1.2)
     (tmp_path / "input" / "bad.wav").touch()
     preprocess(make_settings(progress_seconds=1000.0))
     said = capsys.readouterr()
