@@ -1,4 +1,4 @@
-"""Files and folders written so that they are there whole or not at all, and JSON as the hub's files have it."""
+"""Writes files and folders whole or not at all, and reads and writes JSON as the hub's files have it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Of what is being written; a killed process leaves it.
+# Names that begin so are being written; a killed process leaves them behind.
 PARTIAL = ".saving-"
 # Without it nothing in a folder of the hub's layout loads.
 _INDEX = "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ValueError naming the file where it is no JSON object."""
+    """Read the JSON object in `path`. Raises ValueError naming the file if it holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -29,31 +29,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object as `json_text`."""
+    """Write a JSON object in the form of `json_text`."""
     path.write_text(json_text(content), encoding="utf-8")
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """A JSON object the way the hub's files are written: indented by two, keys sorted, a final newline."""
+    """Format a JSON object as the hub's files are: indented by two, keys sorted, a final newline."""
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_atomically(
     path: Path, content: str | bytes | Callable[[BinaryIO], object], *, partial: Path | None = None
 ) -> None:
-    """Write a file so that its name stands for all of the new content, or still for the old.
+    """Write a file so that it has either all of the new content or still the old.
 
-    That holds however the process ends, and after a power cut: the content goes into another file, which is flushed to
-    the disk itself before it takes over the name in one step, and then the folder is, which holds the name.
+    That holds however the process ends, and after a power cut: the content is written into another file and flushed to
+    the disk; that file is renamed in one step; then the folder, which holds the name, is flushed, too.
 
     Args:
-        path: of the file; its folder exists.
+        path: the file; its folder exists.
         content: text, which is written as UTF-8; bytes; or a function that writes into a file opened for bytes.
         partial: the other file, on the same file system; by default `.saving-NAME` beside it. After an error it is
             removed; a killed process leaves it.
 
     Raises:
-        OSError: it cannot be written, e.g. because the disk is full. What was there before stays.
+        OSError: the file cannot be written, e.g. because the disk is full. The old content stays.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}") if partial is None else partial
     try:
@@ -72,9 +72,9 @@ def write_atomically(
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself.
+    """Flush a file, or the names in a folder, to the disk.
 
-    Without it a power cut after a rename could leave a file of zeros under its final name, or no such name.
+    Without this, a power cut after a rename could leave a file of zeros under its final name, or no file of that name.
     """
     if path.is_dir() and os.name != "posix":
         return  # Windows does not open folders.
@@ -86,10 +86,10 @@ def flush_to_disk(path: Path) -> None:
 
 
 def put_in_place(folder: Path, target: Path, replaced: Path) -> None:
-    """Give a complete folder its name, and flush that to the disk; for files alone see `write_atomically`.
+    """Rename a complete folder to `target`, and flush that to the disk; for single files see `write_atomically`.
 
-    What had the name goes to `replaced` and comes back if the new one cannot take its place. All three are on one
-    file system. Between the two renames there is neither.
+    An existing `target` is renamed to `replaced`, and back if the new folder cannot take its place. All three are on
+    one file system. Between the two renames no folder has the name.
     """
     if target.exists():
         target.rename(replaced)
@@ -106,18 +106,18 @@ def put_in_place(folder: Path, target: Path, replaced: Path) -> None:
 def atomic_folder(target: str | os.PathLike[str], *, obsolete: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Write files into a staging folder; `target` takes them over only if the block ends without an error.
 
-    A `target` that does not exist appears in one rename. In one that does, files of the same names are replaced and
-    what else it holds stays; after an error it is as it was. Files cannot be replaced all at the same instant, so
-    `config.json`, without which nothing loads, is taken out first and the new one put in last: a process killed
-    between the two leaves a folder that refuses to load, never a mix of two saves that does. Whatever is not in place
-    is then in a hidden folder `.saving-*` in `target`, or beside one that does not exist yet; nothing is lost.
+    A `target` that does not exist appears in one rename. In one that exists, files of the same names are replaced and
+    all others stay; after an error it is as it was. Files cannot all be replaced at the same instant, so `config.json`,
+    without which nothing loads, is taken out first and the new one put in last: a process killed between the two
+    leaves a folder that refuses to load, never a loadable mix of two saves. The files that are not in place are then in
+    a hidden folder `.saving-*` in `target` (beside it, if it did not exist); nothing is lost.
 
     One process may write to a folder at a time.
 
     Args:
         target: the folder; it and its parents are made if need be.
-        obsolete: says of a file name whether a file in `target` goes away if the block does not write it anew, such
-            as the third of three shards once there are only two.
+        obsolete: returns True for the names of files in `target` that are removed unless the block writes them anew,
+            such as the third of three shards once there are only two.
 
     Yields:
         The staging folder, on the same file system as `target`.
@@ -129,7 +129,7 @@ def atomic_folder(target: str | os.PathLike[str], *, obsolete: Callable[[str], b
     target = Path(os.path.realpath(Path(target).expanduser()))
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"cannot save into {target}: it is a file, not a folder")
-    # Inside a target that exists, since its parent may be read-only or on another file system.
+    # The staging folder is inside a target that exists, since its parent may be read-only or on another file system.
     place = target if target.exists() else target.parent
     work = place / f"{PARTIAL}{target.name}-{secrets.token_hex(4)}"
     staging = work / "new"

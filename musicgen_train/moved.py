@@ -15,9 +15,13 @@ from collections.abc import Sequence
 from types import ModuleType
 
 MOVED = {
+    "convert.folders": "convert.conversion",
+    "convert.stereo": "training.weights.stereo",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
+    "demo.reading": "demo.caption_reading",
     "evaluation.assemble": "evaluation.model",
+    "evaluation.curves": "evaluation.report.curves",
     "evaluation.control_listening": "evaluation.control.listening",
     "evaluation.control_set": "evaluation.control.pieces",
     "evaluation.embedders": "metrics.embedders",
@@ -68,6 +72,7 @@ MOVED = {
     "training.metrics_file": "training.logs.metrics_file",
     "training.model_source": "training.weights.model_source",
     "training.optimizers": "training.step.optimizers",
+    "training.precision": "training.settings",
     "training.progress_bar": "training.logs.progress_bar",
     "training.provenance": "training.logs.origin",
     "training.resume_checks": "training.checkpoints.resume_checks",

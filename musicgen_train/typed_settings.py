@@ -1,7 +1,7 @@
-"""A resolved configuration as dataclasses: every value of the type that its field declares, or an error that says why.
+"""Reads a resolved configuration into dataclasses: each value gets its field's type, or an error says why it cannot.
 
-A stage declares its settings as a dataclass, with one more for each section of its YAML file, and reads them
-with `from_plain`. What depends on more than one value, or on its size, is for the dataclass's own `__post_init__`.
+A stage declares its settings as a dataclass, with one more for each section of its YAML file, and reads them with
+`from_plain`. Ranges, and checks of several values together, belong in the dataclass's own `__post_init__`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def from_plain(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, wrap_single: bool = False) -> T:
-    """Make a dataclass of a plain mapping, as `OmegaConf.to_container(config, resolve=True)` gives it.
+    """Make a dataclass from a plain mapping, as `OmegaConf.to_container(config, resolve=True)` returns it.
 
     Fields may be declared as `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`, another dataclass (a section),
     `dict[str, X]`, `list[X]`, `tuple[X, ...]`, unions of these such as `X | None`, and `Any`, which
-    takes everything as it is. YAML and command lines are loose about some of them, so a whole number is taken for a
-    `float`, `1e5` for an `int`, a number that is text (of an environment variable) for a number, and a number for a
-    `str` or `Path` (a folder called 2024); nothing but true and false is a `bool`, and they are nothing else. Where
-    several members of a union fit, one that leaves the value's type as it is wins, then the first.
+    takes everything as it is. YAML and command lines are loose about types, so these are converted: a whole number
+    to `float`, `1e5` to `int`, text with a number in it (from an environment variable) to a number, and a number to
+    `str` or `Path` (a folder called 2024). Only true and false are a `bool`, and they are nothing else. If several
+    members of a union fit, the one that keeps the value's type wins, else the first.
 
     Args:
         kind: the dataclass. Fields that `values` lacks keep their defaults.
-        values: of its fields, by their names.
-        prefix: what the names are called with in errors: "" for a whole configuration, "data." for its section `data`.
-        wrap_single: take a single value for a list of one where a list or tuple is declared.
+        values: the fields' values by name.
+        prefix: put before names in errors: "" for a whole configuration, "data." for its section `data`.
+        wrap_single: where a list or tuple is declared, take a single value as a list of one.
 
     Raises:
-        ValueError: a key that no field has, a field without a value, or a value of another type.
+        ValueError: no field has this key, a field has no value, or a value has another type.
     """
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     if unknown := sorted(str(name) for name in values if name not in fields):
@@ -55,7 +55,7 @@ def from_plain(kind: type[T], values: Mapping[str, Any], prefix: str = "", *, wr
 
 
 def _converted(declared: Any, value: Any, key: str, expected: str, wrap_single: bool) -> Any:
-    """A value as what is declared. `expected` says all that is allowed, also where `declared` is a part of it."""
+    """Convert a value to the declared type. `expected` names everything allowed, of which `declared` may be a part."""
     kind, parts = get_origin(declared) or declared, get_args(declared)
     if kind is Any or (kind is NoneType and value is None):
         return value
@@ -95,7 +95,7 @@ def _converted(declared: Any, value: Any, key: str, expected: str, wrap_single: 
 
 
 def _as_member(members: tuple[Any, ...], value: Any, key: str, expected: str, wrap_single: bool) -> Any:
-    """A value as the member of a union that fits it best."""
+    """Convert a value to the member of a union that fits it best."""
     fitting, problems = [], []
     for member in members:
         try:
@@ -103,7 +103,7 @@ def _as_member(members: tuple[Any, ...], value: Any, key: str, expected: str, wr
         except ValueError as error:
             problems.append(error)
     if not fitting:
-        # Of a section the problem is within it; all others say the same.
+        # A section's error names the key within it; the other members all say the same.
         raise next((each for each in problems if not str(each).startswith(f"{key} is ")), problems[0])
     return next((each for each in fitting if type(each) is type(value)), fitting[0])
 
@@ -117,7 +117,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _words(declared: Any) -> str:
-    """What is allowed, for people."""
+    """Return in words what is allowed."""
     kind, parts = get_origin(declared) or declared, get_args(declared)
     if kind in (Union, UnionType):
         return " or ".join(_words(part) for part in sorted(parts, key=lambda part: part is NoneType))
@@ -133,5 +133,5 @@ def _words(declared: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As YAML spells it."""
+    """Spell a value as YAML does."""
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -5,7 +5,9 @@
 All settings with what they mean: configs/evaluate.yaml, docs/evaluation.md.
 """
 
-from musicgen_train.launch import main, stage
+import sys
+
+from musicgen_train.__main__ import main
 
 if __name__ == "__main__":
-    main(stage("musicgen_train.evaluation.run"), config_name="evaluate")
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

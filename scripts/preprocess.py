@@ -4,7 +4,9 @@ python scripts/preprocess.py input=FOLDER output=LATENTS encoders=facebook/music
 python scripts/preprocess.py input=FOLDER output=LATENTS encoders=facebook/musicgen-small dry_run=true
 """
 
-from musicgen_train.launch import main, stage
+import sys
+
+from musicgen_train.__main__ import main
 
 if __name__ == "__main__":
-    main(stage("musicgen_train.preprocess.entry"), config_name="preprocess")
+    sys.exit(main(["preprocess", *sys.argv[1:]]))

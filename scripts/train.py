@@ -3,7 +3,9 @@
 python scripts/train.py data.path=LATENTS init_from=HUB_FOLDER_OR_ID output=RUN trainer.max_steps=1000
 """
 
-from musicgen_train.launch import main, stage
+import sys
+
+from musicgen_train.__main__ import main
 
 if __name__ == "__main__":
-    main(stage("musicgen_train.training.run"), config_name="train")
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.launch import main
+from musicgen_train.launch import CONFIG_FOLDER, run_stage
 
 ROOT = Path(__file__).parents[1]
 GIVEN = ["data.path=x", "init_from=y", "output=z", "trainer.max_steps=1"]
@@ -36,9 +36,9 @@ def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             if stage is not None:
                 stage(config)
 
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["musicgen-train", "train", *arguments])
         try:
-            main(run, "train")
+            run_stage(run, "train", sys.argv[:2], arguments)
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
@@ -94,8 +94,8 @@ def test_a_mistyped_setting_is_named_with_its_nearest(launch: Call, override: st
 def test_a_mistyped_choice_is_named_with_its_nearest(launch: Call) -> None:
     code, err, config = launch(*GIVEN, "model=smal")
     assert (code, config) == (1, None)
-    assert err.startswith("error: there is no model=smal; the nearest is small. There are: inherited, large, ")
-    assert err.count("\n") == 1
+    models = ", ".join(sorted(path.stem for path in (CONFIG_FOLDER / "model").iterdir()))
+    assert err == f"error: there is no model=smal; the nearest is small. There are: {models}\n"
 
 
 def test_an_override_that_cannot_be_read(launch: Call) -> None:
@@ -149,6 +149,66 @@ def test_an_interrupt_is_no_error_of_anybodys(launch: Call) -> None:
 
     code, err, _ = launch(*GIVEN, stage=interrupt)
     assert (code, err) == (130, "interrupted\n")
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path) -> Path:
+    """A user's folder of configs beside ours: an experiment that takes an optimizer file of its own."""
+    folder = tmp_path / "own configs"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "optimizer").mkdir()
+    (folder / "optimizer" / "nadam.yaml").write_text("_target_: torch.optim.NAdam\n_partial_: true\nlr: 0.25\n")
+    (folder / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /optimizer: nadam\ndata:\n  crop_seconds: 7\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_users_config_folder_stands_beside_ours(launch: Call, own_configs: Path, place: int) -> None:
+    arguments = [*GIVEN, "experiment=mine"]
+    arguments[place:place] = ["--config-dir", str(own_configs)]
+    code, err, config = launch(*arguments, "schedule=linear")
+    assert (code, err) == (0, "")
+    assert config is not None
+    assert (config.optimizer._target_, config.optimizer.lr) == ("torch.optim.NAdam", 0.25)
+    assert config.data.crop_seconds == 7
+    # What it leaves alone is ours.
+    assert config.schedule.keys() == OmegaConf.load(CONFIG_FOLDER / "schedule/linear.yaml").keys()
+    code, err, _ = launch(*GIVEN, "--config-dir", str(own_configs), "experiment=mien")
+    assert code == 1
+    assert err.startswith("error: there is no experiment=mien; the nearest is mine. There are: ")
+
+
+@pytest.mark.parametrize("name", ["preprocess", "evaluate"])
+def test_a_users_file_begins_with_ours(name: str, own_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml")
+    (own_configs / "mine.yaml").write_text(f"defaults: [{name}, _self_]\ndevice: cpu\n")
+    given = [
+        "--config-dir",
+        str(own_configs),
+        "--config-name",
+        "mine",
+        "input=a" if name == "preprocess" else "model=a",
+    ]
+    got: list[DictConfig] = []
+    monkeypatch.setattr(sys, "argv", ["musicgen-train", name, *given])
+    run_stage(got.append, name, sys.argv[:2], [*given, "output=b"])
+    assert got[0].keys() == ours.keys()
+    assert (got[0].device, got[0].output) == ("cpu", "b")
+
+
+def test_a_config_folder_that_is_not_there(launch: Call, tmp_path: Path) -> None:
+    code, err, _ = launch(*GIVEN, "--config-dir", "nowhere")
+    assert (code, err) == (1, f"error: Additional config directory '{tmp_path}/nowhere' not found\n")
+
+
+def test_a_stage_sees_the_words_that_start_its_process_again(launch: Call, own_configs: Path) -> None:
+    # Lightning appends overrides to them for its other processes; Hydra refuses one that comes after an option's.
+    seen: list[str] = []
+    launch(*GIVEN, "--config-dir", str(own_configs), stage=lambda config: seen.extend(sys.argv))
+    assert seen == ["musicgen-train", "train", "--config-dir", str(own_configs), *GIVEN]
+    assert sys.argv == ["musicgen-train", "train", *GIVEN, "--config-dir", str(own_configs)]
 
 
 def test_the_real_command_says_what_is_missing(tmp_path: Path) -> None:

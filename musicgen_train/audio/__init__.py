@@ -1,1 +1,1 @@
-"""Audio files and pictures of sound; nothing here knows models."""
+"""Reads, writes, measures and pictures audio; nothing here knows models."""

@@ -1,7 +1,7 @@
-"""Plain measurements of music from which tempo, key and timbre can be judged: repetition of onsets, pitch classes, mel
-statistics. Nothing here is learned; `demo/hearing.py` weighs the measurements.
+"""Measures music so that tempo, key and timbre can be judged: repetition of onsets, pitch classes, mel statistics.
 
-All of them mix down to one channel and work at 32 kHz, so that numbers from audio of any sampling rate compare.
+Nothing here is learned; `demo/hearing.py` weighs the measurements. All of them mix down to one channel and work at 32
+kHz, so that numbers from audio of any sampling rate compare.
 
 Axes: C channels, S samples, B bands, T frames, N frequencies, P pitch classes.
 """
@@ -16,20 +16,20 @@ from musicgen_train.audio.io import resample
 from musicgen_train.audio.mel import log_mel
 
 SAMPLING_RATE = 32_000
-"""At which everything is measured, in Hz."""
+"""All audio is resampled to this rate, in Hz, before it is measured."""
 SHORTEST_SECONDS = 2.0
-"""Of audio that can be analysed: two beats of slow music."""
+"""Shorter audio cannot be analysed: this is two beats of slow music."""
 SILENCE_DB = -60.0
-"""RMS level below which there is nothing to hear, in dB of full scale."""
+"""Below this RMS level, in dB of full scale, there is nothing to hear."""
 
 _ONSET_WINDOW, _ONSET_HOP = 1024, 320
 ONSET_RATE = SAMPLING_RATE / _ONSET_HOP
-"""Frames of `onset_strength` a second."""
-# Kick and bass; chords; snare and voices; cymbals.
+"""`onset_strength` returns this many frames per second."""
+# The bands of kick and bass; chords; snare and voices; cymbals.
 _ONSET_BANDS_HZ = (0.0, 190.0, 625.0, 2500.0, SAMPLING_RATE / 2)
 # Amplitudes below 1/2000 of the largest count in proportion, those above by their logarithm, as they are heard.
 _COMPRESSION = 2000.0
-# Of a correlation over less music than this, nothing can be said.
+# A correlation over less music than this says nothing.
 _LEAST_OVERLAP_SECONDS = 0.5
 
 _PITCH_WINDOW, _PITCH_HOP = 8192, 3200
@@ -40,13 +40,13 @@ _TIMBRE_BANDS = 32
 _TIMBRE_RANGE_DB = 60.0
 _ROLLOFFS = (0.85, 0.95)
 TIMBRE_FEATURES = 3 * _TIMBRE_BANDS + 5
-"""Numbers that `timbre` returns."""
+"""`timbre` returns this many numbers."""
 LEVEL = TIMBRE_FEATURES - 1
-"""The place of the level among them, the only one that gain changes."""
+"""Index of the level among them, the only number that gain changes."""
 
 
 def level_db(audio_CS: torch.Tensor) -> float:
-    """RMS over all channels and samples in dB of full scale; -120 for digital silence.
+    """Return the RMS over all channels and samples in dB of full scale; -120 for digital silence.
 
     Args:
         audio_CS: `(channels, samples)`, full scale 1.
@@ -55,8 +55,9 @@ def level_db(audio_CS: torch.Tensor) -> float:
 
 
 def onset_strength(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """How much louder it gets at each moment, in four bands: the flux of a compressed spectrogram (Bello et al., "A
-    tutorial on onset detection in music signals", 2005).
+    """Measure how much louder it gets at each moment, in four bands.
+
+    This is the flux of a compressed spectrogram (Bello et al., "A tutorial on onset detection in music signals", 2005).
 
     Args:
         audio_CS: `(channels, samples)`, full scale 1, at least `SHORTEST_SECONDS` long.
@@ -70,7 +71,7 @@ def onset_strength(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     """
     audio_S = _mono(audio_CS, sampling_rate)
     amplitude_NT = _amplitudes(audio_S, _ONSET_WINDOW, _ONSET_HOP)
-    # In relation to the loudest, so that gain does not matter.
+    # Relative to the loudest amplitude, so that gain does not matter.
     loudness_NT = torch.log1p(_COMPRESSION * amplitude_NT / amplitude_NT.max().clamp_min(1e-9))
     rises_NT = loudness_NT.diff(dim=1).clamp_min(0)
     frequency_N = _frequencies(_ONSET_WINDOW)
@@ -81,11 +82,11 @@ def onset_strength(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 def onset_repetition(audio_CS: torch.Tensor, sampling_rate: int, seconds: torch.Tensor) -> torch.Tensor:
-    """How alike the onsets of a recording are to themselves some time later.
+    """Measure how similar the onsets of a recording are to themselves some time later.
 
     Args:
         audio_CS, sampling_rate: as for `onset_strength`.
-        seconds: float64 of any shape, the times.
+        seconds: the times (lags), float64 of any shape.
 
     Returns:
         float64 of the same shape: the autocorrelation of the onset strength at these times, in each band 1 at zero and
@@ -106,9 +107,11 @@ def onset_repetition(audio_CS: torch.Tensor, sampling_rate: int, seconds: torch.
 
 
 def pitch_classes(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """How much each pitch class sounds: the amplitudes of spectral peaks between 45 and 1000 Hz, in equal temperament
-    at A = 440 Hz. Every moment counts the same, however loud (Fujishima, "Realtime chord recognition of musical
-    sound", 1999, has the idea; peaks in place of bins keep percussion out).
+    """Measure how much each pitch class sounds.
+
+    These are the amplitudes of spectral peaks between 45 and 1000 Hz, in equal temperament at A = 440 Hz. Every moment
+    counts the same, however loud. The idea is Fujishima's ("Realtime chord recognition of musical sound", 1999); peaks
+    in place of bins keep percussion out.
 
     Args:
         audio_CS: `(channels, samples)`, at least `SHORTEST_SECONDS` long.
@@ -124,7 +127,7 @@ def pitch_classes(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     log_NT = (magnitude_NT + 1e-12).log()
     below, middle, above = log_NT[:-2], log_NT[1:-1], log_NT[2:]
     is_peak = (middle > below) & (middle >= above) & (magnitude_NT[1:-1] > 1e-7)
-    # The top of the parabola through three bins: low notes are less than a bin apart.
+    # A peak is the top of the parabola through three bins: low notes are less than a bin apart.
     curvature = torch.where(is_peak, below - 2 * middle + above, -1.0)
     offset = (0.5 * (below - above) / curvature).clamp(-0.5, 0.5)
     frequency = (torch.arange(1, len(log_NT) - 1)[:, None] + offset) * SAMPLING_RATE / _PITCH_WINDOW
@@ -138,14 +141,14 @@ def pitch_classes(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 def timbre(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """What a recording sounds like on the whole, in 101 numbers that time and pitch hardly change.
+    """Describe what a recording sounds like as a whole, in 101 numbers that hardly depend on time and pitch.
 
     Args:
         audio_CS: `(channels, samples)`, full scale 1, at least `SHORTEST_SECONDS` long.
         sampling_rate: in Hz.
 
     Returns:
-        float64 `(TIMBRE_FEATURES,)`: of each of 32 mel bands the mean level, its standard deviation over time and its
+        float64 `(TIMBRE_FEATURES,)`: for each of 32 mel bands the mean level, its standard deviation over time and its
         mean rise from frame to frame, in dB, with the loudest moment of all at 0 and nothing below -60; then octaves
         above 1 Hz of the spectrum's centroid by power, by amplitude, and of the frequencies below which 85 % and 95 %
         of the power lie; and the level in dB of full scale.
@@ -179,7 +182,7 @@ def _mono(audio_CS: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 def _amplitudes(audio_S: torch.Tensor, size: int, hop: int) -> torch.Tensor:
-    """Spectrogram, float64 `(frequencies, frames)`; a sine of amplitude 1 has a peak of 1."""
+    """Return the magnitude spectrogram, float64 `(frequencies, frames)`; a sine of amplitude 1 has a peak of 1."""
     window = torch.hann_window(size, dtype=torch.float64)
     spectrum = torch.stft(audio_S.double(), size, hop, window=window, pad_mode="constant", return_complex=True)
     return spectrum.abs() / (window.sum() / 2)

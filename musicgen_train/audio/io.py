@@ -1,7 +1,7 @@
-"""Audio files in and out: decoding with what the machine has, channels, sampling rates, 16-bit writing.
+"""Reads audio files with what the machine has, converts channels and sampling rates, and writes 16-bit files.
 
 libsndfile (through `soundfile`, which brings it along) reads WAV, FLAC, OGG, Opus, MP3, AIFF and more everywhere.
-What it cannot read goes to torchcodec where that is installed, else to the `ffmpeg` command where there is one.
+What it cannot read is decoded by torchcodec if that is installed, else by the `ffmpeg` command if there is one.
 
 Axes: C channels, S samples.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# What libsndfile reads on any machine, and what needs torchcodec or ffmpeg.
+# libsndfile reads the first on any machine; the others need torchcodec or ffmpeg.
 # fmt: off
 NATIVE_EXTENSIONS = frozenset({
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
@@ -34,10 +34,10 @@ OTHER_EXTENSIONS = frozenset({".m4a", ".aac", ".wma", ".mka", ".ac3", ".eac3", "
 # fmt: on
 AUDIO_EXTENSIONS = NATIVE_EXTENSIONS | OTHER_EXTENSIONS
 
-# Frames decoded at a time: a file of many channels is never in memory with all of them, and a damaged place costs no
-# more than that many before it.
+# This many frames are decoded at a time: a file of many channels is never in memory with all of them, and a damaged
+# place costs no more than this many frames before it.
 _BLOCK = 1 << 15
-# Above as many numbers (64 MB) torchaudio's table of filters is not made; `resample` takes another way.
+# torchaudio's table of filters is used up to this many numbers (64 MB); `resample` takes another way above it.
 _LARGEST_FILTER = 1 << 24
 _HALF = math.sqrt(0.5)
 # Loudspeaker layouts by number of channels, in the order of WAV and FLAC: each channel's part in left and right.
@@ -55,12 +55,12 @@ _DOWNMIX = {
 
 
 class AudioError(ValueError):
-    """A file that cannot be used as audio; the message is the reason, without the file's name."""
+    """Raised for a file that cannot be used as audio; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
-    """What a file's header says."""
+    """Holds what a file's header says."""
 
     seconds: float
     sampling_rate: int
@@ -74,12 +74,12 @@ def read_audio(
 
     Args:
         source: a path, or the bytes of an encoded file.
-        sampling_rate: resample to it, in Hz; without it the file's own rate stays.
-        channels: 1 or 2: mix down, or copy mono to both sides (see `to_channels`); without it as they are.
+        sampling_rate: resample to this rate, in Hz; None keeps the file's rate.
+        channels: 1 or 2, to mix down or to copy mono to both sides (see `to_channels`); None keeps the file's channels.
 
     Returns:
-        float32 `(channels, samples)`, at least one sample and all finite; and its rate in Hz. Full scale is 1; files
-        of floating-point samples may exceed it.
+        The audio, float32 `(channels, samples)` with at least one sample, all finite; and its rate in Hz. Full scale is
+        1; files of floating-point samples may exceed it.
 
     Raises:
         AudioError: nothing in it can be decoded, it holds no samples, or some are NaN or infinite.
@@ -88,7 +88,7 @@ def read_audio(
     audio_CS, rate = _decode(source, channels)
     if audio_CS.shape[-1] == 0:
         raise AudioError("it has a header and no samples")
-    # The least or the largest of values that are not all finite is not, either.
+    # If any value is not finite, the least or the largest is not, either.
     if not torch.stack(torch.aminmax(audio_CS)).isfinite().all():
         raise AudioError(f"{int((~audio_CS.isfinite()).sum())} samples are NaN or infinite")
     if sampling_rate is not None:
@@ -98,10 +98,10 @@ def read_audio(
 
 
 def read_header(source: str | os.PathLike[str] | bytes) -> AudioInfo:
-    """Length, rate and channels as the header states them, without decoding.
+    """Read length, rate and channels from the header, without decoding.
 
     Raises:
-        AudioError: it is no audio that this machine reads, or the header says that it has no samples.
+        AudioError: this machine cannot read it as audio, or the header says that it has no samples.
     """
     import soundfile
 
@@ -116,11 +116,11 @@ def read_header(source: str | os.PathLike[str] | bytes) -> AudioInfo:
 
 
 def to_channels(audio_CS: torch.Tensor, channels: int) -> torch.Tensor:
-    """Mono or stereo from any number of channels, never louder than the loudest channel.
+    """Convert any number of channels to mono or stereo, never louder than the loudest channel.
 
-    Mono is the mean of left and right, and goes to both sides. 3 to 8 channels are taken for the usual loudspeaker
-    layouts (5.1 is L, R, C, LFE, Ls, Rs) and mixed to stereo as ITU-R BS.775 says, divided by the sum of the factors;
-    of more than 8, whose places are unknown, each side is the mean.
+    Mono is the mean of left and right; a single channel is copied to both sides. 3 to 8 channels are taken for the
+    usual loudspeaker layouts (5.1 is L, R, C, LFE, Ls, Rs) and mixed to stereo as ITU-R BS.775 says, divided by the sum
+    of the factors. More than 8 have unknown places, so each side is their mean.
 
     Args:
         audio_CS: `(any channels, samples)`.
@@ -141,10 +141,10 @@ def to_channels(audio_CS: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def resample(audio_CS: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Audio at another sampling rate, `ceil(samples * new_rate / rate)` samples, by `torchaudio.functional.resample`.
+    """Resample to `ceil(samples * new_rate / rate)` samples with `torchaudio.functional.resample`.
 
-    Two rates with next to no common divisor (44099 and 32000) would make it build a table of gigabytes; they are
-    resampled through the spectrum instead.
+    For two rates with next to no common divisor (44099 and 32000) torchaudio would build a table of gigabytes, so they
+    are resampled through the spectrum instead.
 
     Raises:
         ValueError: a rate is not positive.
@@ -166,7 +166,7 @@ def resample(audio_CS: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 def write_audio(
     path: str | os.PathLike[str], audio_CS: torch.Tensor, sampling_rate: int, *, loudness: float | None = None
 ) -> float:
-    """Write 16-bit audio that never clips, as the suffix says: `.wav`, `.flac`.
+    """Write 16-bit audio that never clips, in the format of the suffix: `.wav`, `.flac`.
 
     Args:
         path: the file.
@@ -216,7 +216,7 @@ def _decode(source: str | os.PathLike[str] | bytes, channels: int | None) -> tup
             empty = torch.zeros(channels or file.channels, 0)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         if blocks:
-            # Sound up to a damaged place is sound; the rest of the file is not readable by anything.
+            # The sound before a damaged place is kept; nothing can read the rest of the file.
             return torch.cat(blocks, dim=1), rate
         audio_CS, rate = _decode_otherwise(source, _reason(error, source))
         return (audio_CS if channels is None else to_channels(audio_CS, channels)), rate
@@ -226,7 +226,7 @@ def _decode(source: str | os.PathLike[str] | bytes, channels: int | None) -> tup
 def _for_soundfile(source: str | os.PathLike[str] | bytes) -> io.BytesIO | bytes | str:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    # As bytes, since soundfile does not encode names that are no UTF-8; on Windows names are always text.
+    # Given as bytes, since soundfile does not encode names that are not UTF-8; on Windows names are always text.
     return os.fspath(source) if os.name == "nt" else os.fsencode(source)
 
 
@@ -299,7 +299,7 @@ def _has_torchcodec() -> bool:
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, RuntimeError, OSError):
-        # It is installed and does not find the FFmpeg libraries or fit this torch: as good as absent.
+        # It is installed but does not find the FFmpeg libraries or does not fit this torch: as good as absent.
         return False
     return True
 

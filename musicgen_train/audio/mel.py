@@ -1,12 +1,11 @@
-"""Log-mel spectrograms, and pictures of them as PNG files that need no plotting library.
+"""Computes log-mel spectrograms and draws them as PNG files.
 
 Axes: C channels, M mel bands, F frames of the spectrogram.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from typing import NamedTuple
 
 import torch
@@ -20,9 +19,9 @@ _MOST_BANDS = 96
 _SMALLEST_WINDOW = 16
 
 FLOOR_DB = -80.0
-"""What a picture shows as black; 0 is about a sine at full scale."""
+"""A picture shows this level and all below as black; 0 dB is about a sine at full scale."""
 
-# Points of a perceptually even colour map (matplotlib's "magma", CC0), from silence to loudest.
+# These are points of a perceptually even colour map (matplotlib's "magma", CC0), from silence to loudest.
 _COLOURS = (
     (0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122), (229, 80, 100), (251, 135, 97),
     (254, 194, 135), (252, 253, 191),
@@ -30,7 +29,7 @@ _COLOURS = (
 
 
 class MelSettings(NamedTuple):
-    """How a spectrogram of some sampling rate is made: samples of the window and the hop, and the number of bands."""
+    """Holds window and hop in samples, and the number of mel bands."""
 
     window: int
     hop: int
@@ -38,7 +37,7 @@ class MelSettings(NamedTuple):
 
 
 def mel_settings(sampling_rate: int) -> MelSettings:
-    """The settings of `log_mel`: 64 ms windows (to the nearest power of two), a quarter of one as hop, 96 bands.
+    """Return the settings of `log_mel`: 64 ms windows (to the nearest power of two), a quarter of one as hop, 96 bands.
 
     A rate too low for that has as many bands as its window can tell apart.
 
@@ -53,9 +52,10 @@ def mel_settings(sampling_rate: int) -> MelSettings:
 
 
 def log_mel(audio_CT: torch.Tensor, sampling_rate: int, *, bands: int | None = None) -> torch.Tensor:
-    """The mel spectrogram in dB, 0 being about a sine at full scale; what is below -100 dB is -100.
+    """Compute the mel spectrogram in dB. 0 dB is about a sine at full scale; levels below -100 dB are set to -100.
 
-    Power of a Hann-windowed Fourier transform, summed in triangles on the HTK mel scale from 0 Hz to half the rate.
+    It is the power of a Hann-windowed Fourier transform, summed in triangles on the HTK mel scale from 0 Hz to half the
+    sampling rate.
 
     Args:
         audio_CT: `(channels, samples)`, floating-point, full scale 1.
@@ -67,7 +67,7 @@ def log_mel(audio_CT: torch.Tensor, sampling_rate: int, *, bands: int | None = N
         `samples // hop + 1` of them.
 
     Raises:
-        ValueError: the audio has not two axes, or no samples.
+        ValueError: the audio does not have two axes, or has no samples.
     """
     if audio_CT.dim() != 2 or audio_CT.numel() == 0:
         raise ValueError(f"audio is {list(audio_CT.shape)}; expected (channels, samples), both above 0")
@@ -93,20 +93,20 @@ def log_mel(audio_CT: torch.Tensor, sampling_rate: int, *, bands: int | None = N
 
 
 def mel_picture(audio_CT: torch.Tensor, sampling_rate: int, *, width: int = 640, height: int = 160) -> bytes:
-    """A picture of the mel spectrogram: time to the right, frequency upwards, from black at -80 dB to light at 0 dB.
+    """Draw the mel spectrogram: time to the right, frequency upwards, from black at -80 dB to light at 0 dB.
 
     The scale is fixed, so pictures can be compared by eye and silence is black. Channels are averaged in power.
 
     Args:
         audio_CT: `(channels, samples)`, full scale 1.
         sampling_rate: in Hz.
-        width, height: of the picture, in pixels.
+        width, height: the size of the picture in pixels.
 
     Returns:
         The bytes of a PNG file.
 
     Raises:
-        ValueError: as `log_mel`, or a width or height below 1.
+        ValueError: `log_mel` refuses the audio, or the width or height is below 1.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width} x {height} pixels; both must be 1 or more")
@@ -115,7 +115,14 @@ def mel_picture(audio_CT: torch.Tensor, sampling_rate: int, *, width: int = 640,
     resized_HW = _resize(power_MF, height, width).flip(0)
     # Steps of 1 dB: finer ones cannot be seen, and compress badly.
     levels = (10 * resized_HW.log10() - FLOOR_DB).round().clamp(0, -FLOOR_DB).to(torch.uint8)
-    return _indexed_png(levels, _palette(int(-FLOOR_DB) + 1))
+    # Imported here so that importing the package stays cheap.
+    from PIL import Image
+
+    image = Image.fromarray(levels.numpy())
+    image.putpalette(_palette(int(-FLOOR_DB) + 1))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def _resize(values_MF: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -132,22 +139,7 @@ def _resize(values_MF: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _palette(size: int) -> bytes:
-    """`size` colours of three bytes, evenly along the colour map."""
+    """Return `size` colours of three bytes, evenly spaced along the colour map."""
     colours = torch.tensor(_COLOURS, dtype=torch.float32).T[None]  # (1, 3, points)
     even = F.interpolate(colours, size, mode="linear", align_corners=True)[0].T
     return even.round().to(torch.uint8).numpy().tobytes()
-
-
-def _indexed_png(pixels_HW: torch.Tensor, palette: bytes) -> bytes:
-    """A PNG file of 8-bit palette indices (W3C PNG, third edition, sections 5 and 11)."""
-    height, width = pixels_HW.shape
-    colour_type_palette, no_interlace = 3, 0
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type_palette, 0, 0, no_interlace)
-    # Each row begins with the number of its filter, 0 for none.
-    rows = F.pad(pixels_HW, (1, 0)).contiguous().numpy().tobytes()
-    chunks = ((b"IHDR", header), (b"PLTE", palette), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

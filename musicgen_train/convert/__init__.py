@@ -1,1 +1,1 @@
-"""Checkpoints of audiocraft to the hub's layout and back, and mono models made into stereo ones."""
+"""Converts checkpoints of audiocraft to the hub's layout and back, and mono models to stereo ones."""

@@ -1,13 +1,13 @@
-"""The names, layouts and settings of audiocraft's checkpoints beside those of the hub: tensors and configs, no files.
+"""Translates names, layouts and settings of audiocraft's checkpoints to the hub's and back; knows no files.
 
-Both sides store the same numbers. They differ in names (one table here serves both directions), in audiocraft keeping
-the attention's q, k and v in one matrix, and in weight normalisation's spelling. Every conversion is exact, and
-`*_from_hub` undoes `*_to_hub` bit by bit.
+Both sides store the same numbers. They differ in names (one table here serves both directions), in how they store the
+attention's q, k and v (one matrix in audiocraft), and in the names of weight normalisation. Every conversion is exact,
+and `*_from_hub` undoes `*_to_hub` bit by bit.
 
 Beside its tensors an audiocraft file holds the settings it was trained with ("xp.cfg", see `Settings`). A config is
-read from the tensors wherever they tell, and from the settings for the rest.
+made from the tensors as far as they tell it, and from the settings for the rest.
 
-K codebooks, V codes, D width, C channels of audio.
+Axes: K codebooks, V codes, D width, C channels of audio.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = dict[str, torch.Tensor]
 DESCRIPTION = "condition_provider.conditioners.description."
 PROJECTION = "enc_to_dec_proj."
 
-# Width, layers and heads of the published models. Only the heads cannot be told from a file's tensors.
+# Width, layers and heads of the published models. The tensors of a file tell all but the heads.
 SIZES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
 
 # The text encoders audiocraft can build by name: width, layers and whether the feed-forward is gated.
@@ -43,10 +43,11 @@ TEXT_ENCODERS = {
 
 
 class KeyTable:
-    """Pairs of names, audiocraft's and the hub's, translated in both directions.
+    """Translates between audiocraft's names and the hub's, in both directions.
 
     Args:
-        rows: templates in which `{layer}` and the other fields of `_FIELDS` stand for the same text on both sides.
+        rows: pairs of templates, audiocraft's and the hub's. `{layer}` and the other fields of `_FIELDS` stand for the
+            same text on both sides.
     """
 
     _FIELDS: Mapping[str, str] = {
@@ -66,11 +67,11 @@ class KeyTable:
         self._from_hub = [(self._pattern(hub), audiocraft) for audiocraft, hub in rows]
 
     def to_hub(self, name: str) -> str | None:
-        """The hub's name for audiocraft's, None for one that is in no row."""
+        """Return the hub's name for audiocraft's; None for a name that fits no row."""
         return self._translate(name, self._to_hub)
 
     def from_hub(self, name: str) -> str | None:
-        """Audiocraft's name for the hub's, None for one that is in no row."""
+        """Return audiocraft's name for the hub's; None for a name that fits no row."""
         return self._translate(name, self._from_hub)
 
     @classmethod
@@ -88,7 +89,7 @@ class KeyTable:
         return None
 
 
-# "qkv_proj" on the hub's side stands for q_proj, k_proj and v_proj, whose rows audiocraft keeps one below the other.
+# "qkv_proj" on the hub's side stands for q_proj, k_proj and v_proj, whose rows audiocraft stacks in one matrix.
 _LAYER, _HUB_LAYER = "transformer.layers.{layer}.", "model.decoder.layers.{layer}."
 LM_KEYS = KeyTable(
     [
@@ -127,19 +128,19 @@ UPSAMPLING_KEYS = KeyTable(
         ("decoder.model.{layer}.convtr.norm.{affine}", "decoder.layers.{layer}.norm.{affine}"),
     ]
 )
-# What torch calls the two parts of a normalised weight, older and newer. The older is also that of older hub files.
+# torch's older and newer names of the two parts of a normalised weight. Older hub files have the older names.
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 def lm_to_hub(state: Mapping[str, torch.Tensor]) -> tuple[State, State | None]:
-    """An audiocraft language model's tensors under the hub's names.
+    """Rename an audiocraft language model's tensors to the hub's names.
 
     Args:
         state: `LMModel.state_dict()`.
 
     Returns:
         The state dict of a `MusicgenForCausalLM`, and that of the projection of text states (`weight` (D, text width)
-        and `bias` (D,)), None where the model has none. Tensors are views of those given.
+        and `bias` (D,)), or None if the model has no projection. Tensors are views of those given.
 
     Raises:
         ValueError: there are tensors that a MusicGen of the hub has no place for; all are listed.
@@ -161,10 +162,10 @@ def lm_to_hub(state: Mapping[str, torch.Tensor]) -> tuple[State, State | None]:
 
 
 def lm_from_hub(decoder: Mapping[str, torch.Tensor], projection: Mapping[str, torch.Tensor] | None) -> State:
-    """The inverse of `lm_to_hub`.
+    """Undo `lm_to_hub`.
 
     Raises:
-        ValueError: a name is none of a MusicGen decoder's, or one of q, k and v is missing.
+        ValueError: a name is not that of a MusicGen decoder's tensor, or one of q, k and v is missing.
     """
     hub_state = {**decoder, **{PROJECTION + name: value for name, value in (projection or {}).items()}}
     state: State = {}
@@ -172,7 +173,7 @@ def lm_from_hub(decoder: Mapping[str, torch.Tensor], projection: Mapping[str, to
     for name, value in hub_state.items():
         attention = re.fullmatch(r"(.*)\.([qkv])_proj\.weight", name)
         if attention is not None and attention[2] != "q":
-            # Taken together with q; without q the name is left over, below.
+            # k and v are handled together with q; without q they are unknown.
             if f"{attention[1]}.q_proj.weight" not in hub_state:
                 unknown.append(name)
             continue
@@ -195,7 +196,7 @@ def lm_from_hub(decoder: Mapping[str, torch.Tensor], projection: Mapping[str, to
 
 
 def codec_to_hub(state: Mapping[str, torch.Tensor]) -> State:
-    """An audiocraft EnCodec's tensors under the names of the hub's `EncodecModel`.
+    """Rename an audiocraft EnCodec's tensors to the names of the hub's `EncodecModel`.
 
     Raises:
         ValueError: there are tensors that the hub's EnCodec has no place for; all are listed.
@@ -207,10 +208,10 @@ def codec_to_hub(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def codec_from_hub(state: Mapping[str, torch.Tensor]) -> State:
-    """The inverse of `codec_to_hub`; also takes the `weight_g`/`weight_v` spelling of older hub files.
+    """Undo `codec_to_hub`; the `weight_g` and `weight_v` of older hub files are understood, too.
 
     Raises:
-        ValueError: a name is none of an EnCodec's.
+        ValueError: a name is not that of an EnCodec's tensor.
     """
     names = {name: _older(name) for name in state}
     direct = {_layer_of(name) for name in names.values() if re.match(r"decoder\.layers\.\d+\.conv\.", name)}
@@ -232,12 +233,12 @@ def codec_from_hub(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def refusal(what: str, problems: Iterable[str]) -> str:
-    """One message for all that stands in the way of a conversion."""
+    """Return one message with all the problems that prevent a conversion."""
     return f"{what} cannot be converted: " + "; ".join(problems)
 
 
 def plain_attention_names(state: Mapping[str, torch.Tensor]) -> State:
-    """The state with one spelling: models without memory-efficient attention hold torch's own one level deeper."""
+    """Rename attention to one form: models without memory-efficient attention have torch's own one level deeper."""
     return {name.replace(".mha.", "."): value for name, value in state.items()}
 
 
@@ -266,7 +267,7 @@ def _layer_of(name: str) -> int:
 
 
 class Settings:
-    """What audiocraft's "xp.cfg" says, read by dotted names; `${...}` references are followed.
+    """Reads audiocraft's "xp.cfg" by dotted names, following `${...}` references.
 
     Args:
         content: the YAML text of an exported file, the OmegaConf object of an older one, or a dict.
@@ -286,10 +287,10 @@ class Settings:
         self._config = config
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value under a dotted name; `default` where it is not stated or null.
+        """Return the value of a dotted name; `default` if it is missing or null.
 
         Raises:
-            ValueError: it refers to something that is not there.
+            ValueError: the value refers to something that is not there.
         """
         try:
             value = OmegaConf.select(self._config, name)
@@ -300,12 +301,13 @@ class Settings:
         return default if value is None else value
 
     def names(self, section: str) -> list[str]:
-        """The names in a section; their values, which may refer to what is not there, are not read."""
+        """Return the names in a section without reading their values, which may refer to what is not there."""
         value = OmegaConf.select(self._config, section)
         return [str(name) for name in value] if isinstance(value, DictConfig) else []
 
 
-# What a MusicGen of the hub always is. Read, each must hold where it is stated; written, each is stated.
+# A MusicGen of the hub always has these settings. A file that is read must agree where it states one; a file that is
+# written states all of them.
 _LM_MUST_BE: Mapping[str, Any] = {
     "lm_model": "transformer_lm",
     "transformer_lm.norm_first": True,
@@ -333,9 +335,9 @@ _LM_MUST_BE: Mapping[str, Any] = {
     "conditioners.description.t5.normalize_text": False,
     "interleave_stereo_codebooks.per_timestep": False,
 }
-# Checked, but not written: not every version of audiocraft knows them.
+# These are checked, but not written, since not every version of audiocraft knows them.
 _LM_MUST_ALSO_BE: Mapping[str, Any] = {"transformer_lm.max_period": 10_000, "transformer_lm.positional_scale": 1}
-# Written so that audiocraft builds the model; without effect on what it computes in inference.
+# These are written so that audiocraft builds the model; they do not change what it computes in inference.
 _LM_ALSO_WRITTEN: Mapping[str, Any] = {
     "solver": "musicgen",
     "device": "cpu",
@@ -408,7 +410,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lm_problems(state: Mapping[str, torch.Tensor], settings: Settings | None = None) -> list[str]:
-    """Everything about an audiocraft language model that the hub's MusicGen cannot represent; empty for a plain one."""
+    """List everything about an audiocraft language model that the hub's MusicGen cannot represent."""
     problems = _unplaced_lm_tensors(state)
     if settings is None:
         return problems
@@ -461,18 +463,19 @@ def _unplaced_lm_tensors(state: Mapping[str, torch.Tensor]) -> list[str]:
 def decoder_config_from(
     state: Mapping[str, torch.Tensor], settings: Settings | None = None, size: str | None = None
 ) -> MusicgenDecoderConfig:
-    """The hub's config of an audiocraft language model.
+    """Make the hub's config of an audiocraft language model.
 
-    Widths, layers, codebooks and codes come from the tensors; heads, stereo and dropout from the settings.
+    Widths and the numbers of layers, codebooks and codes come from the tensors; heads, stereo and dropout from the
+    settings.
 
     Args:
         state: `LMModel.state_dict()`.
-        settings: the file's, where it has any.
-        size: `small`, `medium` or `large`, with `stereo-` before it for two channels, where there are no settings.
+        settings: the file's settings, if it has any.
+        size: `small`, `medium` or `large`, with `stereo-` before it for two channels; needed if there are no settings.
 
     Raises:
-        ValueError: the model is none the hub's MusicGen can represent (all reasons are listed), tensors are missing,
-            or the number of heads is nowhere to be found.
+        ValueError: the hub's MusicGen cannot represent the model (all reasons are listed), tensors are missing, or
+            neither settings nor size tell the number of heads.
     """
     problems = lm_problems(state, settings)
     if problems:
@@ -501,7 +504,7 @@ def decoder_config_from(
         num_codebooks=codebooks,
         audio_channels=2 if stereo else 1,
         activation_function=settings.get("transformer_lm.activation", "gelu"),
-        # Audiocraft has one rate for all three places, unless attention is given its own.
+        # Audiocraft has one dropout rate for all three places, unless attention is given its own.
         dropout=dropout,
         activation_dropout=dropout,
         attention_dropout=settings.get("transformer_lm.attention_dropout", dropout),
@@ -531,24 +534,24 @@ def _heads_of_size(size: str | None, width: int, layers: int) -> tuple[int, bool
 def lm_settings_from(
     config: MusicgenDecoderConfig, *, text_encoder: str, sampling_rate: int, segment_duration: float = 30.0
 ) -> dict[str, Any]:
-    """The "xp.cfg" from which audiocraft builds the same language model.
+    """Make the "xp.cfg" from which audiocraft builds the same language model.
 
     Args:
-        config: the decoder's.
+        config: the decoder's config.
         text_encoder: the name by which audiocraft finds the text encoder, such as `t5-base`.
-        sampling_rate: the codec's, in Hz.
-        segment_duration: seconds that audiocraft generates at most in one go.
+        sampling_rate: that of the codec, in Hz.
+        segment_duration: the most seconds that audiocraft generates in one go.
 
     Returns:
         Settings by section. `activation_dropout` has no place in them: audiocraft uses `dropout` there too.
 
     Raises:
-        ValueError: the config says something that audiocraft cannot.
+        ValueError: audiocraft cannot represent the config.
     """
     problems = []
     if config.activation_function not in ("gelu", "relu"):
         problems.append(f"activation_function is {config.activation_function!r}, audiocraft has 'gelu' and 'relu'")
-    # An int where it is one: audiocraft's own settings are written so.
+    # A whole number is written as an int, as in audiocraft's own settings.
     scale: float = config.ffn_dim / config.hidden_size
     scale = int(scale) if scale.is_integer() else scale
     if int(scale * config.hidden_size) != config.ffn_dim:
@@ -556,7 +559,7 @@ def lm_settings_from(
     if problems:
         raise ValueError(refusal("the decoder", problems))
     stereo = config.audio_channels == 2
-    # Audiocraft's rate for both; null stands for it, as in its own settings.
+    # null says that attention has the common dropout rate, as in audiocraft's own settings.
     same_dropout = config.attention_dropout == config.dropout
     return _nested(
         {
@@ -582,10 +585,10 @@ def lm_settings_from(
 
 
 def text_encoder_name(config: T5Config) -> str:
-    """The name by which audiocraft builds the T5 of a composite: the one its config remembers, or that of its shape.
+    """Return the name by which audiocraft builds the T5 of a composite: the one in its config, or that of its shape.
 
     Raises:
-        ValueError: it is none of those audiocraft knows.
+        ValueError: audiocraft knows no such T5.
     """
     remembered = str(config.extra.get("_name_or_path", "")).removeprefix("google-t5/")
     if remembered in TEXT_ENCODERS:
@@ -612,7 +615,7 @@ def _count(state: Mapping[str, torch.Tensor], prefix: str) -> int:
 
 
 def codec_problems(state: Mapping[str, torch.Tensor], settings: Settings | None = None) -> list[str]:
-    """Everything about an audiocraft EnCodec that the hub's cannot represent; empty for a plain one."""
+    """List everything about an audiocraft EnCodec that the hub's EnCodec cannot represent."""
     unknown = [name for name in state if _codec_name_to_hub(name) is None]
     problems = (
         [f"it holds {len(unknown)} tensors that no part of an EnCodec stands for ({unknown[0]})"] if unknown else []
@@ -635,17 +638,17 @@ _DECODER_SETTINGS = {"trim_right_ratio", "final_activation", "final_activation_p
 
 
 def codec_config_from(state: Mapping[str, torch.Tensor], settings: Settings | None = None) -> EncodecConfig:
-    """The hub's config of an audiocraft EnCodec.
+    """Make the hub's config of an audiocraft EnCodec.
 
     The whole shape comes from the tensors; sampling rate, causality, padding and such from the settings, and without
     them from facebook/encodec_32khz, MusicGen's codec.
 
     Args:
         state: `EncodecModel.state_dict()` of audiocraft.
-        settings: the file's, where it has any.
+        settings: the file's settings, if it has any.
 
     Raises:
-        ValueError: the model is none the hub's EnCodec can represent (all reasons are listed), or tensors are missing.
+        ValueError: the hub's EnCodec cannot represent the model (all reasons are listed), or tensors are missing.
     """
     problems = codec_problems(state, settings)
     if problems:
@@ -670,7 +673,7 @@ def codec_config_from(state: Mapping[str, torch.Tensor], settings: Settings | No
 
 
 def _codec_shape(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Everything of an EnCodec's config that its tensors tell (hub names), and `codebooks`, their number."""
+    """Return the part of an EnCodec's config that its tensors (hub names) tell, and the number of `codebooks`."""
     kernels = {
         re.sub(r"\.(weight|parametrizations\.weight\.original1)$", "", name): tuple(value.shape)
         for name, value in state.items()
@@ -705,7 +708,7 @@ def _codec_shape(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _bandwidth(codebooks: int, codebook_size: int, sampling_rate: int, ratios: list[int]) -> float:
-    """The bit rate in kbit/s that pays for exactly this many codebooks."""
+    """Return the bit rate in kbit/s that is enough for exactly this many codebooks."""
     frame_rate, bits = math.ceil(sampling_rate / math.prod(ratios)), math.ceil(math.log2(codebook_size))
     bandwidth = codebooks * frame_rate * bits / 1000
     # The config divides again and rounds down, so the float must not lie below the true quotient.
@@ -713,10 +716,10 @@ def _bandwidth(codebooks: int, codebook_size: int, sampling_rate: int, ratios: l
 
 
 def codec_settings_from(config: EncodecConfig) -> dict[str, Any]:
-    """The "xp.cfg" from which audiocraft builds the same EnCodec.
+    """Make the "xp.cfg" from which audiocraft builds the same EnCodec.
 
     Raises:
-        ValueError: the config says something that audiocraft cannot; all reasons are listed.
+        ValueError: audiocraft cannot represent the config; all reasons are listed.
     """
     problems = []
     if config.chunk_length_s is not None:

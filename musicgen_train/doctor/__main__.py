@@ -1,4 +1,4 @@
-"""python -m musicgen_train.doctor [--latents FOLDER] [--run FOLDER] [--model FOLDER] [--output FOLDER] [--json]"""
+"""The verb `musicgen-train doctor [--latents FOLDER] [--run FOLDER] [--model FOLDER] [--output FOLDER] [--json]`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from musicgen_train.doctor.devices import look_at_devices, look_at_torch
+from musicgen_train.doctor.compute import look_at_compute, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
-from musicgen_train.doctor.findings import Finding, as_json, as_text, guarded, is_fine
+from musicgen_train.doctor.findings import Finding, as_text, guarded, is_fine, to_json
 from musicgen_train.doctor.media import look_at_audio, look_at_tokenizer
 from musicgen_train.doctor.packages import look_at_packages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Look, print, and return the exit code: 0 where all is fine, 1 where something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m musicgen_train.doctor", description=examine.__doc__)
+    """Print what was found. Returns the exit code: 0 where all is fine, 1 where something is wrong."""
+    parser = argparse.ArgumentParser(prog="musicgen-train doctor", description=examine.__doc__)
     parser.add_argument("--latents", type=Path, metavar="FOLDER", help="look at a latent dataset too")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="look at a training run too")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="look at a model in the hub's layout too")
@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with _findings_alone():
         findings = list(examine(given.output, latents=given.latents, run=given.run, model=given.model))
-    print(as_json(findings) if given.json else as_text(findings))
+    print(to_json(findings) if given.json else as_text(findings))
     return 0 if is_fine(findings) else 1
 
 
 @contextlib.contextmanager
 def _findings_alone() -> Iterator[None]:
-    """Within the block, libraries say nothing but errors; who called from Python hears them again afterwards."""
+    """Silence the warnings and log lines of libraries within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -54,14 +54,14 @@ def examine(output: Path, *, latents: Path | None, run: Path | None, model: Path
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
         "packages": look_at_packages,
         "torch": look_at_torch,
-        "devices": look_at_devices,
+        "compute": look_at_compute,
         "audio": look_at_audio,
         "tokenizer": look_at_tokenizer,
         "disks": functools.partial(look_at_disks, output),
     }
     for topic, look in looks.items():
         yield from guarded(topic, look)
-    # Imported where they are asked for: they bring Lightning and datasets, some seconds of imports.
+    # Imported only when asked for: they bring Lightning and datasets, which take seconds.
     if latents is not None:
         from musicgen_train.doctor.latent_folder import look_at_latents
 

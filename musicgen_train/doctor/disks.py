@@ -1,4 +1,4 @@
-"""Where files go: whether there is room, and whether they may be written."""
+"""Checks the folders that files go to: may they be written, and is there room."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
-from musicgen_train.training.logs.wandb_account import WITHOUT_ACCOUNT
+from musicgen_train.training.logs.wandb_account import is_offline
 
 _GIB = 2**30
-# Weights, gradients and moments of a small model, two checkpoints of it and its composite.
+# Two checkpoints of musicgen-small with its optimizer, and its composite.
 _PLENTY = 20 * _GIB
 _LEAST = _GIB // 4
 
 
 def look_at_disks(output: Path) -> Iterator[Finding]:
-    """Room and permission where results, temporary files and models of the hub go."""
-    # Imported here because it is slow to import, and only to be asked where its cache is.
+    """Check the folders of results, temporary files and the hub's models, and what the environment sets for the hub."""
+    # Imported here because it is slow to import.
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for topic, folder, setting in (
@@ -35,7 +35,7 @@ def look_at_disks(output: Path) -> Iterator[Finding]:
         yield note("hub", f"{offline[0]} is set: models come from folders and the cache alone")
     mode = os.environ.get("WANDB_MODE")
     told = f"WANDB_MODE={mode}: " if mode else ""
-    unless = "" if mode in WITHOUT_ACCOUNT else " unless logger.wandb.offline=false"
+    unless = "" if is_offline() else " unless logger.wandb.offline=false"
     yield ok("wandb", f"{told}numbers of runs with logger=wandb stay on this machine{unless}")
 
 

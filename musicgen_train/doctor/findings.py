@@ -1,4 +1,4 @@
-"""What was found, and how it is shown."""
+"""The doctor's findings, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 
 
 class Status(enum.StrEnum):
-    """How much a finding matters."""
+    """Says how much a finding matters."""
 
     OK = "ok"
     NOTE = "note"
-    """Works without it, or may matter to some."""
+    """Things work without it, or only some need it."""
     WRONG = "wrong"
     """Something will fail; the exit code is 1."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Says what was found about one thing."""
 
     status: Status
     topic: str
-    """What it is about, a word or two."""
+    """The thing, in a word or two."""
     what: str
-    """What was found, one line."""
+    """What was found, in one line."""
     remedy: str = ""
-    """What to do about it: mostly a command."""
+    """What to do about it; mostly a command."""
 
 
 def ok(topic: str, what: str) -> Finding:
@@ -45,15 +45,15 @@ def wrong(topic: str, what: str, remedy: str = "") -> Finding:
 
 
 def guarded(topic: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a look finds; what it raises is found to be wrong, so that one broken part does not hide the others."""
+    """Yield what a look finds, and what it raises as a finding, so that one broken part does not hide the others."""
     try:
         yield from look()
-    except Exception as error:  # whatever a broken installation or a damaged file raises
+    except Exception as error:  # A broken installation or a damaged file may raise anything.
         yield wrong(topic, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """A line per finding, its remedy below it, and the sum at the end."""
+    """Return a line per finding with its remedy below, and the counts at the end."""
     width = max(len(finding.topic) for finding in findings)
     lines = []
     for finding in findings:
@@ -65,12 +65,12 @@ def as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def as_json(findings: Sequence[Finding]) -> str:
-    """`{"ok": BOOL, "findings": [{"status", "topic", "what", "remedy"}, ...]}`."""
+def to_json(findings: Sequence[Finding]) -> str:
+    """Return `{"ok": BOOL, "findings": [{"status", "topic", "what", "remedy"}, ...]}`."""
     content = {"ok": is_fine(findings), "findings": [dataclasses.asdict(finding) for finding in findings]}
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def is_fine(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is wrong."""
+    """Tells whether nothing is wrong."""
     return all(finding.status != Status.WRONG for finding in findings)

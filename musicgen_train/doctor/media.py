@@ -1,4 +1,4 @@
-"""Which sound files can be read, and whether text becomes the right ids: by doing both."""
+"""Tries to read sound files of several formats, and to tokenize text."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 _RATE = 32000
 _SECONDS = 0.5
 _HERTZ = 440.0
-# Lossy formats give the note back with delay and noise.
+# The share of the energy near the note; lossy formats add noise.
 _LEAST_SHARE_OF_NOTE = 0.9
 
-# Extension, what libsndfile calls the format.
+# Extension and libsndfile's name of the format.
 _SOUNDFILE = ((".wav", "WAV"), (".flac", "FLAC"), (".ogg", "OGG"), (".mp3", "MP3"), (".aiff", "AIFF"))
-# Extension, the encoder that ffmpeg has to have to make one; every ffmpeg reads both.
+# Extension and the encoder that ffmpeg needs to make such a file; every ffmpeg reads them.
 _FFMPEG = ((".m4a", "aac"), (".mka", "aac"))
 _TEXTS = ("a calm piano melody with soft strings", "Energetic electronic dance music, 128 BPM!")
 
 
 def look_at_audio() -> Iterator[Finding]:
-    """Write half a second of a note in each format, read it back, and listen for the note."""
+    """Write half a second of a note in each format, read it back, and check that it is the note."""
     with tempfile.TemporaryDirectory() as folder:
         yield from _through_soundfile(Path(folder))
         yield from _through_others(Path(folder))
@@ -71,7 +71,7 @@ def _through_others(folder: Path) -> Iterator[Finding]:
         path = folder / f"coded{extension}"
         command = [ffmpeg, "-nostdin", "-v", "error", "-i", str(folder / "note.wav"), "-c:a", encoder, str(path)]
         if subprocess.run(command, capture_output=True, timeout=20, check=False).returncode != 0:
-            continue  # It cannot make one; that says nothing of reading.
+            continue  # It cannot write the format, and may still read it.
         try:
             _listen(path)
         except (AudioError, OSError) as error:
@@ -100,7 +100,7 @@ def _listen(path: Path) -> None:
 
 
 def look_at_tokenizer() -> Iterator[Finding]:
-    """Make a small vocabulary, and compare our ids with those of sentencepiece."""
+    """Train a small vocabulary, and compare the tokenizer's ids with those of sentencepiece."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,11 +1,11 @@
-"""Python, the packages that are needed, and those that only some things need."""
+"""Checks Python, the packages that are required, and those that only some things need."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from packaging.requirements import Requirement
 
@@ -14,48 +14,71 @@ from musicgen_train.doctor.findings import Finding, note, ok, wrong
 _PACKAGE = "musicgen-train"
 _TOPIC = "packages"
 
-# Package, what it is for, how to get it.
-OPTIONAL = (
-    ("peft", "LoRA and DoRA adapters (adapter=lora)", "pip install -e '.[lora]'"),
-    ("bitsandbytes", "8-bit optimizers on an NVIDIA GPU", "pip install bitsandbytes"),
-    ("torchcodec", "formats that libsndfile does not read, where there is no ffmpeg command", "pip install torchcodec"),
-    ("hydra-submitit-launcher", "starting SLURM jobs from the command line", "pip install hydra-submitit-launcher"),
-    ("transformers", "the tests and the benchmark, nothing at run time", "pip install -e '.[test]'"),
-)
+# What each extra of pyproject.toml is for.
+EXTRAS = {
+    "lora": "LoRA and DoRA adapters (adapter=lora)",
+    "slurm": "starting SLURM jobs from the command line",
+    "test": "the tests and the benchmarks",
+    "dev": "formatting, linting and type checking (make check)",
+}
+# Packages of no extra, and what they are for.
+_OPTIONAL = {
+    "bitsandbytes": "8-bit optimizers on an NVIDIA GPU",
+    "torchcodec": "formats that libsndfile does not read, where there is no ffmpeg command",
+}
 
 
 def look_at_packages() -> Iterator[Finding]:
-    """Python's version, that of every requirement, and which optional packages there are."""
+    """Check Python's version, that of every requirement, and which extras and optional packages are installed."""
     yield ok("python", f"{platform.python_version()} at {sys.prefix}")
-    yield from _required()
-    for name, purpose, command in OPTIONAL:
-        version = _version(name)
-        if version is None:
-            yield note(name, f"not installed; needed only for {purpose}", command)
-        else:
-            yield ok(name, f"{version}, for {purpose}")
-
-
-def _required() -> Iterator[Finding]:
     try:
         lines = importlib.metadata.requires(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         yield wrong(_TOPIC, f"{_PACKAGE} itself is not installed: what it needs is not known", "pip install -e .")
         return
     requirements = [Requirement(line) for line in lines]
+    yield from _required([each for each in requirements if _is_for(each, "")])
+    for extra, purpose in EXTRAS.items():
+        belonging = [each for each in requirements if _is_for(each, extra) and not _is_for(each, "")]
+        yield _extra(extra, purpose, belonging)
+    for name, purpose in _OPTIONAL.items():
+        version = _version(name)
+        if version is None:
+            yield note(name, f"not installed; needed only for {purpose}", f"pip install {name}")
+        else:
+            yield ok(name, f"{version}, for {purpose}")
+
+
+def _is_for(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _required(requirements: Sequence[Requirement]) -> Iterator[Finding]:
     fitting = []
     for requirement in requirements:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        version = _version(requirement.name)
-        command = f"pip install '{requirement}'"
-        if version is None:
-            yield wrong(requirement.name, "not installed", command)
-        elif not requirement.specifier.contains(version, prereleases=True):
-            yield wrong(requirement.name, f"{version}, but {requirement.specifier} is needed", command)
+        if problem := _problem(requirement):
+            yield wrong(requirement.name, problem, f"pip install '{requirement}'")
         else:
-            fitting.append(f"{requirement.name} {version}")
+            fitting.append(f"{requirement.name} {_version(requirement.name)}")
     yield ok(_TOPIC, f"{len(fitting)} that are needed: {', '.join(sorted(fitting))}")
+
+
+def _extra(extra: str, purpose: str, requirements: Sequence[Requirement]) -> Finding:
+    problems = [f"{each.name} {problem}" for each in requirements if (problem := _problem(each))]
+    if problems:
+        remedy = f"pip install '{_PACKAGE}[{extra}]'"
+        return note(f"extra {extra}", f"{'; '.join(problems)}. It is needed only for {purpose}", remedy)
+    found = ", ".join(f"{each.name} {_version(each.name)}" for each in requirements)
+    return ok(f"extra {extra}", f"{found}, for {purpose}")
+
+
+def _problem(requirement: Requirement) -> str | None:
+    version = _version(requirement.name)
+    if version is None:
+        return "not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{version}, but {requirement.specifier} is needed"
+    return None
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How well the decoder predicts the codes of a split, per codebook, and how those codes are spread.
+"""How well the decoder predicts the codes of a split, per codebook, and how evenly the clips use the codes.
 
 Axes: B batch, K codebooks, T frames, V codes, L text length, D width.
 """
@@ -12,19 +12,19 @@ import torch
 
 from musicgen_train.data.batch import Batch
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
-from musicgen_train.training.step.scores import score as score_labels
+from musicgen_train.training.step.scores import score
 
 
 @dataclass(kw_only=True)
-class CodebookScores:
-    """Over all scored positions of all clips; each field `(K,)`, one number per codebook."""
+class SplitScores:
+    """Means over all scored positions of all clips; each field `(K,)`, one number per codebook."""
 
     cross_entropy: torch.Tensor
     """Mean cross-entropy in nats, float64; NaN for a codebook without positions."""
     accuracy: torch.Tensor
     """Share of positions whose likeliest code is the right one, float64."""
     positions: torch.Tensor
-    """How many positions those are means over, int64."""
+    """How many positions the means are taken over, int64."""
 
     @property
     def loss(self) -> float:
@@ -38,11 +38,11 @@ class CodebookScores:
 
 
 @torch.no_grad()
-def score(
+def score_split(
     model: MusicgenForConditionalGeneration,
     batches: Iterable[Batch],
     on_batch: Callable[[Batch], None] | None = None,
-) -> CodebookScores:
+) -> SplitScores:
     """Teacher-forced cross-entropy and accuracy of the decoder, in eval mode, exactly as in training's validation.
 
     Sums and counts are added up over batches, so the result does not depend on how clips are grouped.
@@ -66,7 +66,7 @@ def score(
             batch = batch.to(model.device)
             labels_BTK = batch.labels(decoder.delays, decoder.config.pad_token_id)
             text_BLD = model.project_text(batch.text_states.to(model.dtype), batch.text_mask)
-            scores = score_labels(decoder, labels_BTK, text_BLD, batch.text_mask)
+            scores = score(decoder, labels_BTK, text_BLD, batch.text_mask)
             sums += scores.sums_K.cpu().double()  # MPS has no float64
             counts += scores.counts_K.cpu()
             hits += scores.correct_K.cpu()
@@ -76,12 +76,12 @@ def score(
         decoder.train(was_training)
     if not counts.any():
         raise ValueError("there is nothing to score: the split has no clips, or none with frames")
-    return CodebookScores(cross_entropy=sums / counts, accuracy=hits / counts.double(), positions=counts)
+    return SplitScores(cross_entropy=sums / counts, accuracy=hits / counts.double(), positions=counts)
 
 
 @dataclass(kw_only=True)
 class CodeUse:
-    """How the codes of a set of clips are spread; each tensor `(K,)`, one number per codebook."""
+    """How often a set of clips uses each code; each tensor `(K,)`, one number per codebook."""
 
     unigram_entropy: torch.Tensor
     """Entropy of how often each code occurs, in nats, float64: the cross-entropy of the best guess that ignores
@@ -89,10 +89,15 @@ class CodeUse:
     used_share: torch.Tensor
     """Share of the codebook's entries that occur at all, float64."""
     frames: int
+    """Frames of all clips together."""
 
 
 def code_use(codes: Iterable[torch.Tensor], codebook_size: int) -> CodeUse:
-    """Count the codes of clips `(K, T)`.
+    """Count the codes of some clips.
+
+    Args:
+        codes: integers `(K, T)` of each clip.
+        codebook_size: V.
 
     Raises:
         ValueError: there are no frames.

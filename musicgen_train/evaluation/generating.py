@@ -1,4 +1,4 @@
-"""Generating samples in batches, each from a seed of its own, so that none depends on what it is batched with.
+"""Generating samples in batches, each from a seed of its own, so that none depends on the others of its batch.
 
 Axes: B batch, K codebooks, P prompt frames, L text length, D text width, C channels, S samples.
 """
@@ -95,7 +95,7 @@ def plan(requests: Sequence[Request], settings: SamplingSettings) -> list[Job]:
 def sample_seed(seed: int, identity: str, repetition: int) -> int:
     """The seed of one sample's generator.
 
-    It follows from the run's seed and the request alone: other lines of the prompts file, their order and the batch
+    It depends on the run's seed and the request alone: other lines of the prompts file, their order and the batch
     size do not change it, and neither does the guidance scale, so that scales are compared on equal luck.
     """
     digest = hashlib.sha256(f"{seed}/{repetition}/{identity}".encode()).digest()
@@ -108,12 +108,12 @@ def generate(
     settings: SamplingSettings,
     on_frames: Callable[[int], None] | None = None,
 ) -> Iterator[Generated]:
-    """Make the samples, batch by batch, those that fit into one batch together.
+    """Generate samples batch by batch. They come in the order of the batches, which differs from that of the jobs.
 
     Args:
         model: the composite.
-        jobs: see `plan`.
-        settings: how.
+        jobs: the samples, as `plan` gives them.
+        settings: how to generate.
         on_frames: called with the number of new frames, over all rows, as they come.
 
     Raises:
@@ -124,7 +124,7 @@ def generate(
 
 
 def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    # Prompts of one length: shorter ones would have to be padded, and the padding would be heard.
+    # A batch has audio prompts of one length: shorter ones would have to be padded, and the padding would be heard.
     groups: dict[tuple[float, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.guidance_scale, job.request.prompt_frames), []).append(job)

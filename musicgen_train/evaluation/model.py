@@ -1,4 +1,7 @@
-"""Putting the composite to be evaluated together, and refusing encoders that a dataset was not made with."""
+"""The composite that is evaluated: put together, and refused for a dataset that other encoders made.
+
+Axes: K codebooks, T frames, C channels, S samples.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.fingerprint import fingerprint
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
+from musicgen_train.training.weights.merged import with_encoders
 from musicgen_train.training.weights.model_source import ModelSource
+from musicgen_train.training.weights.starting import EncoderSources, composite_of, read_checkpoint
 
 _SHOWN = 12
 
@@ -24,9 +29,43 @@ class EvaluatedModel:
     text_source: str
     """Folder or hub id of the text encoder and its tokenizer."""
     text_encoder: str
-    """Fingerprint."""
+    """The text encoder's fingerprint."""
     audio_encoder: str
-    """Fingerprint."""
+    """The codec's fingerprint."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """The codec's, in Hz."""
+        return self.model.config.audio_encoder.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples of a frame of codes."""
+        return self.model.config.audio_encoder.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def channels(self) -> int:
+        """Channels of the audio: 1 or 2."""
+        return self.model.config.decoder.audio_channels
+
+    @torch.no_grad()
+    def decode(self, codes_KT: torch.Tensor) -> torch.Tensor:
+        """The audio `(C, S)` of codes, float32 on the CPU."""
+        return self.model.decode_audio(codes_KT[None].to(self.model.device))[0].float().cpu()
+
+    @torch.no_grad()
+    def through_codec(self, audio_CS: torch.Tensor) -> torch.Tensor:
+        """A recording encoded and decoded, of the same length; float32 on the CPU.
+
+        No model with this codec can sound better.
+        """
+        codes_BKT, _ = self.model.encode_audio(audio_CS[None].to(self.model.device, self.model.dtype))
+        return self.decode(codes_BKT[0])[:, : audio_CS.shape[1]]
 
 
 def load_model(
@@ -52,21 +91,17 @@ def load_model(
 
 
 def _composite(source: ModelSource) -> tuple[MusicgenForConditionalGeneration, str]:
-    """The composite, and where its text encoder came from."""
+    """The composite, and the folder or hub id that its text encoder comes from."""
     if source.checkpoint is None and source.adapter is None:
         assert source.folder is not None
         return MusicgenForConditionalGeneration.from_pretrained(source.folder), source.folder
-    # Imported here: they bring what trains a model, which reading a composite does not need.
-    from musicgen_train.training.weights.merged import with_encoders
-    from musicgen_train.training.weights.starting import Encoders, composite_of, read_checkpoint
-
     if source.adapter is not None:
         model, encoders = with_encoders(source.adapter)
         return model, encoders.text
     assert source.checkpoint is not None
     trained = read_checkpoint(source.checkpoint)
     # The run's own copy of the encoders, since what it was started from may be gone by now.
-    own = None if source.folder is None else Encoders(source.folder, source.folder)
+    own = None if source.folder is None else EncoderSources(source.folder, source.folder)
     found = own or trained.encoders
     if found is None:
         raise CheckpointError(

@@ -17,7 +17,7 @@ REPORT_NAME = "report.html"
 PROGRAM = "musicgen_train.evaluation"
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
+def check_report_folder(output: Path, *, overwrite: bool) -> None:
     """Refuse a place that holds anything, unless that is an earlier report which may be replaced.
 
     Raises:
@@ -43,9 +43,9 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     After an error it stays where it is if anything was made in it, and stderr says where that is.
 
     Raises:
-        FileExistsError, NotADirectoryError: as `check_output`, before and after the block.
+        FileExistsError, NotADirectoryError: as `check_report_folder`, before and after the block.
     """
-    check_output(output, overwrite=overwrite)
+    check_report_folder(output, overwrite=overwrite)
     # Where a link leads to, since a folder is renamed only within its file system.
     place = Path(os.path.realpath(output))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        check_output(output, overwrite=overwrite)
+        check_report_folder(output, overwrite=overwrite)
         put_in_place(staging, place, earlier)
     except BaseException:
         # It is gone where it has its place, and what failed came after that.

@@ -1,4 +1,4 @@
-"""What an evaluation finds: samples and tables of numbers, as `results.json` and the report hold them."""
+"""Samples and tables of numbers, as `results.json` and the report hold them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AudioRecord:
     """Relative to the report's folder."""
     seconds: float
     gain_db: float
-    """What its level was changed by, so that it does not clip or has the loudness asked for."""
+    """The change of level, so that it does not clip or has the loudness asked for."""
     signal: SignalStatistics
     warnings: list[str]
 
@@ -36,9 +36,9 @@ class SampleRecord:
     guidance_scale: float
     repetition: int
     seed: int
-    """Of its `torch.Generator`."""
+    """The seed of its `torch.Generator`."""
     prompt_seconds: float
-    """How much of it, from the start, is the audio that it continues."""
+    """Length of the audio at its start that it continues."""
     origin: dict[str, Any]
     audio: AudioRecord
     reference: AudioRecord | None
@@ -53,15 +53,17 @@ class MetricRow:
     values: dict[str, float | None]
     """By column."""
     meaning: str = ""
-    """What it says, in plain words."""
+    """What the row says, in plain words."""
     unit: Unit | None = None
-    """Where it differs from that of the columns."""
+    """Its unit where that differs from the columns'."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % intervals by column, where they are known."""
 
 
 @dataclass(kw_only=True)
 class Column:
+    """A column of a table."""
+
     name: str
     unit: Unit = "number"
     meaning: str = ""
@@ -79,9 +81,9 @@ class MetricTable:
     columns: list[Column]
     rows: list[MetricRow]
     findings: list[str] = field(default_factory=list)
-    """What the numbers say in this case."""
+    """What the numbers say in this case, in plain words."""
     bars: bool = False
-    """Whether percentages are shown as bars, too."""
+    """Show percentages as bars, too."""
 
     def as_json(self) -> dict[str, Any]:
         """The table by names of rows and columns."""
@@ -96,14 +98,14 @@ class MetricTable:
         }
 
 
-def as_json(value: Any) -> Any:
-    """Dataclasses as objects; NaN and infinity, which JSON does not know, as null."""
+def to_json(value: Any) -> Any:
+    """A value as `json.dumps` takes it: dataclasses become objects, NaN and infinity null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: as_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

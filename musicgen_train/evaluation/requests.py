@@ -1,4 +1,4 @@
-"""What is to be generated: prompts of a file, rows of a dataset, nothing at all, or audio to go on from.
+"""What is to be generated: from prompts, clips of a dataset, no text at all, or as a continuation of audio.
 
 Axes: K codebooks, T frames, P prompt frames, L text length, D text width, C channels, S samples.
 """
@@ -15,7 +15,10 @@ from typing import Any, Literal
 import torch
 
 from musicgen_train.audio.io import AUDIO_EXTENSIONS, AudioError, read_audio
-from musicgen_train.evaluation.split_clips import SplitClips
+from musicgen_train.data.latent_dataset import LatentDataset
+from musicgen_train.evaluation.model import EvaluatedModel
+from musicgen_train.evaluation.settings import EvaluationSettings
+from musicgen_train.evaluation.split_clips import SplitClips, spread_clips
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
@@ -32,15 +35,15 @@ class Request:
     index: int
     """From 1 on, among requests of its kind."""
     text: str
-    """What was asked for; "" is the null condition."""
+    """The prompt; "" is the null condition."""
     states_LD: torch.Tensor | None
     """The text encoder's states, without padding; None is the null condition."""
     identity: str
-    """What its seed follows from: the same whatever else is asked for."""
+    """Decides its seed: the same whatever else is asked for."""
     title: str
-    """What the file's name is made of."""
+    """The text that the file's name is made of."""
     prompt_codes_KP: torch.Tensor | None = None
-    """Codes to go on from."""
+    """Codes of the audio that is continued."""
     reference_codes_KT: torch.Tensor | None = None
     """Codes of the recording that the text belongs to, for comparison."""
     origin: dict[str, Any] = field(default_factory=dict)
@@ -48,12 +51,53 @@ class Request:
 
     @property
     def prompt_frames(self) -> int:
+        """Frames of the audio that is continued."""
         return 0 if self.prompt_codes_KP is None else self.prompt_codes_KP.shape[1]
 
     @property
     def file_stem(self) -> str:
         """`001-a-sad-piano`."""
         return f"{self.index:03d}-{slug(self.title)}"
+
+
+def all_requests(
+    settings: EvaluationSettings,
+    evaluated: EvaluatedModel,
+    dataset: LatentDataset | None,
+    prompts: Sequence[str],
+    files: Sequence[Path],
+    new_frames: int,
+) -> list[Request]:
+    """Everything that the settings ask for but the control test.
+
+    Args:
+        settings: of the evaluation.
+        evaluated: the model.
+        dataset: for clips beside their recordings and for continuations; None where none is given.
+        prompts: the lines of the prompts file.
+        files: audio to continue.
+        new_frames: how many frames are generated for each.
+    """
+    source = evaluated.text_source
+    requests = text_requests(prompts, evaluated.model, source) + unconditional_requests(settings.unconditional)
+    prompt_frames = max(1, round(settings.continuation.seconds * evaluated.frame_rate))
+    continued: list[Request] = []
+    if dataset is not None:
+        clips = spread_clips(dataset, settings.data.rows, new_frames)
+        requests += dataset_requests(clips, max_frames=new_frames)
+        longest = prompt_frames + new_frames
+        to_continue = spread_clips(dataset, settings.continuation.rows, longest)
+        continued = dataset_requests(to_continue, max_frames=longest, prompt_frames=prompt_frames)
+    if files:
+        continued += continuation_requests(
+            files,
+            evaluated.model,
+            seconds=settings.continuation.seconds,
+            text=settings.continuation.text or "",
+            source=source,
+            first_index=len(continued) + 1,
+        )
+    return requests + continued
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -77,7 +121,13 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def text_requests(prompts: Sequence[str], model: MusicgenForConditionalGeneration, source: str) -> list[Request]:
-    """One request per prompt; each text is encoded alone, so that no other one changes it."""
+    """One request per prompt; each text is encoded alone, so that the others do not change its states.
+
+    Args:
+        prompts: as `read_prompts` gives them.
+        model: the composite.
+        source: folder or hub id of its tokenizer.
+    """
     states = encode_texts(prompts, model, source)
     seen: dict[str, int] = {}
     requests = []
@@ -99,7 +149,7 @@ def text_requests(prompts: Sequence[str], model: MusicgenForConditionalGeneratio
 
 
 def unconditional_requests(count: int) -> list[Request]:
-    """Requests that ask for nothing in particular."""
+    """Requests under the null condition."""
     return [
         Request(
             kind="unconditional",
@@ -114,12 +164,12 @@ def unconditional_requests(count: int) -> list[Request]:
 
 
 def dataset_requests(clips: SplitClips, *, max_frames: int, prompt_frames: int = 0) -> list[Request]:
-    """The stored text of each clip, with its own codes as reference; or, with `prompt_frames`, its beginning to go on.
+    """The stored text of each clip, with its own codes as reference; with `prompt_frames`, as a continuation of it.
 
     Args:
         clips: the rows.
         max_frames: the reference is cut to this length, that of what is generated.
-        prompt_frames: frames of the clip to go on from; 0 for its text alone. Shorter clips are left out.
+        prompt_frames: so many frames of the clip are given; 0 for its text alone. Clips without more are left out.
     """
     requests: list[Request] = []
     for number, row in enumerate(clips.rows):
@@ -159,7 +209,15 @@ def continuation_requests(
     source: str,
     first_index: int = 1,
 ) -> list[Request]:
-    """The first seconds of each audio file, to go on from.
+    """Continuations of audio files.
+
+    Args:
+        files: the audio.
+        model: the composite, whose codec encodes it.
+        seconds: so much of the beginning is given, in whole frames.
+        text: the prompt of all of them.
+        source: folder or hub id of the tokenizer.
+        first_index: the number of the first request.
 
     Raises:
         ValueError: a file cannot be read as audio, or is shorter than one frame of codes.
@@ -217,10 +275,10 @@ def encode_texts(
 
 
 def audio_files(given: Sequence[str]) -> list[Path]:
-    """The files that are named, and those in the folders that are, in order of their names.
+    """Audio files by path; a folder stands for those in it, sorted by name.
 
     Raises:
-        FileNotFoundError: something is neither, or a folder has no audio files.
+        FileNotFoundError: a path is neither a file nor a folder, or a folder has no audio files.
     """
     files: list[Path] = []
     for name in given:
@@ -238,7 +296,7 @@ def audio_files(given: Sequence[str]) -> list[Path]:
 
 
 def slug(text: str) -> str:
-    """A part of a file name: letters, digits and dashes, from whatever text; never empty."""
+    """Turn any text into a part of a file name: lower-case letters, digits and dashes, never empty."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
     return words[:_SLUG_LENGTH].strip("-") or "sample"

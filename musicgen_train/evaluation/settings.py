@@ -15,7 +15,7 @@ _GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "extend_str
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class EvaluatedData:
     """The latent dataset, and which of its clips are generated."""
 
     path: str | None
@@ -28,7 +28,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationSettings:
-    """What is gone on from."""
+    """Which audio is continued."""
 
     audio: list[str] | None
     rows: int
@@ -61,13 +61,15 @@ class MetricsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """The control test."""
+    """The control test: whether music does what its caption says."""
 
     clips: int
+    listener: str
+    """`module:Class`; see `control/listener.py`."""
     source: Literal["demo", "dataset"]
     seed: int
     guidance_scale: list[float] | None
-    """None for that of the other samples."""
+    """None for those of the other samples."""
 
     def __post_init__(self) -> None:
         _require_least("control.clips", self.clips, 0)
@@ -86,14 +88,14 @@ class ReportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """As the config has it, checked; see there for what each means."""
+    """The settings of `configs/evaluate.yaml`, which says what each means, checked."""
 
     model: str
     output: str
     overwrite: bool
     prompts: str | None
     unconditional: int
-    data: DataSettings
+    data: EvaluatedData
     continuation: ContinuationSettings
     duration: float
     max_new_tokens: int | None
@@ -139,7 +141,7 @@ class EvaluationSettings:
 
     @property
     def generation_options(self) -> dict[str, Any]:
-        """Those of sampling that are given; the others are the model's own."""
+        """The sampling settings that are given; for the others the model's generation config holds."""
         given = {name: getattr(self, name) for name in _GENERATION_OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
 

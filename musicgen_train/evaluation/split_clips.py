@@ -16,9 +16,9 @@ from musicgen_train.data.latent_dataset import Clip, LatentDataset
 from musicgen_train.latents.manifest import Manifest
 
 Condition = Literal["own", "another clip's", "none"]
-"""Whose caption a clip is scored with."""
+"""The caption that a clip is scored with."""
 
-# The split that is evaluated where none is named: what was not trained on comes first.
+# Where no split is named, one that was not trained on is preferred.
 _PREFERRED = ("validation", "test", "train")
 
 
@@ -40,12 +40,12 @@ def choose_split(manifest: Manifest, asked: str | None) -> str:
 
 
 class SplitClips:
-    """Some clips of a split, each with its first caption, cut to what the decoder takes in one go.
+    """Some clips of a split, each with its first caption, cut to a length.
 
     Args:
         dataset: the split.
         rows: which of its clips.
-        max_frames: what of a clip is beyond this is left out.
+        max_frames: the frames of a clip beyond this are left out.
     """
 
     def __init__(self, dataset: LatentDataset, rows: Sequence[int], max_frames: int) -> None:
@@ -78,14 +78,14 @@ class SplitClips:
         return None if caption is None else self.dataset.states(caption)
 
     def batches(self, batch_size: int, condition: Condition = "own") -> Iterator[Batch]:
-        """All clips in order."""
+        """All clips in order, in batches of at most `batch_size`."""
         for start in range(0, len(self), batch_size):
             numbers = range(start, min(start + batch_size, len(self)))
             examples = [Example(self._codes(number), self.states(number, condition)) for number in numbers]
             yield collate(examples, self.dataset.manifest.text_width)
 
     def has_other_captions(self) -> bool:
-        """Whether captions differ, so that "another clip's" means something."""
+        """Tells whether captions differ, so that "another clip's" means something."""
         return len({caption for caption in self._captions if caption is not None}) > 1
 
     def _codes(self, number: int) -> np.ndarray:
@@ -99,6 +99,12 @@ class SplitClips:
             if other is not None and other != own:
                 return other
         return own
+
+
+def spread_clips(dataset: LatentDataset, wanted: int | None, max_frames: int) -> SplitClips:
+    """At most `wanted` clips of a split, evenly spread; all of them for None."""
+    total = len(dataset)
+    return SplitClips(dataset, spread_rows(total, total if wanted is None else wanted), max_frames)
 
 
 def spread_rows(total: int, wanted: int) -> list[int]:

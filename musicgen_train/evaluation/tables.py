@@ -1,4 +1,4 @@
-"""The tables of an evaluation: each function takes what it needs and gives one `MetricTable`."""
+"""Measurements as tables for the report: each function gives one `MetricTable`, with findings in plain words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from musicgen_train.evaluation.cross_entropy import CodebookScores, CodeUse
+from musicgen_train.evaluation.cross_entropy import CodeUse, SplitScores
 from musicgen_train.evaluation.records import Column, MetricRow, MetricTable, Unit
 from musicgen_train.evaluation.split_clips import Condition
 from musicgen_train.metrics.embedders import Embedder, embed_clips, metric_key
@@ -28,13 +28,13 @@ _CONDITIONS: dict[Condition, str] = {
 
 
 def cross_entropy_table(
-    scores: dict[Condition, CodebookScores], use: CodeUse, codebook_size: int, split: str, clips: int
+    scores: dict[Condition, SplitScores], use: CodeUse, codebook_size: int, split: str, clips: int
 ) -> MetricTable:
     """Prediction of a split's codes under each condition, beside what needs no model.
 
     Args:
         scores: with "own" among the conditions.
-        use: of the same clips.
+        use: the codes of the same clips.
         codebook_size: V.
         split: its name.
         clips: how many were scored.
@@ -94,15 +94,15 @@ def frechet_table(
 ) -> MetricTable:
     """Frechet audio distances of sets of clips from a reference, with white noise and silence as the far end.
 
+    A set of fewer than two embeddings has no distance: it is named in the findings and has no row.
+
     Args:
-        embedder: see `embedders`.
+        embedder: what the clips are embedded with.
         reference: clips `(channels, samples)` of real music.
-        candidates: by name, the sets to compare with it.
+        candidates: the sets to compare with it, by name.
         sampling_rate: of all of them, in Hz.
         reference_name: what the reference is, for the reader.
-        meanings: of some candidates, in plain words.
-
-    A set of fewer than two embeddings has no distance: it is named in the findings and has no row.
+        meanings: what some of the candidates mean, in plain words, by name.
     """
     reference_windows = embed_clips(embedder, reference, sampling_rate)
     embedded = {
@@ -151,7 +151,7 @@ def frechet_table(
 
 
 def signal_table(sets: dict[str, Sequence[SignalStatistics]]) -> MetricTable:
-    """Averages of simple measurements over sets of samples, those that are empty left out."""
+    """Means of simple measurements over sets of samples; empty sets are left out."""
     columns = [
         Column(name="samples", unit="count"),
         Column(name="level", unit="decibels", meaning="mean power, dB of full scale"),
@@ -205,7 +205,7 @@ def _codebook_row(label: str, values: torch.Tensor, unit: Unit, meaning: str, me
     return MetricRow(label=label, values={"mean": average, **by_column}, meaning=meaning, unit=unit)
 
 
-def _findings(scores: dict[Condition, CodebookScores], use: CodeUse, split: str) -> list[str]:
+def _findings(scores: dict[Condition, SplitScores], use: CodeUse, split: str) -> list[str]:
     own = scores["own"].loss
     unigram = use.unigram_entropy.mean().item()
     found = []

@@ -1,1 +1,1 @@
-"""Reading and writing folders in the layout of the Hugging Face hub. Knows files and tensors, no model."""
+"""Reads and writes folders in the layout of the Hugging Face hub. It knows files and tensors, no models."""

@@ -1,4 +1,4 @@
-"""A folder of pretrained files, on this disk or on the Hugging Face hub."""
+"""Finds pretrained files in a folder on this disk or in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _NAMES_SHOWN = 12
 
 
 class PretrainedFolder:
-    """One source of pretrained files: a local folder, or a repository of the hub fetched file by file as needed.
+    """Finds the files of a local folder, or of a repository of the hub, which are fetched one by one when needed.
 
-    All files come from one commit of a repository, that of the first file, even if it is pushed to meanwhile.
+    All files of a repository come from the commit of the first file, even if somebody pushes meanwhile.
 
     Args:
         name_or_path: a local folder, or a hub id such as `facebook/musicgen-small`. A folder that exists wins.
         subfolder: a folder inside it that holds the files.
         revision: branch, tag or commit of the hub repository.
-        token: the hub's access token; without it the one of `hf auth login`, if any.
-        cache_dir: where files of the hub are kept; without it huggingface_hub's own cache.
-        local_files_only: use only what the cache has, ask nothing of the network.
+        token: an access token of the hub; by default the one of `hf auth login`, if any.
+        cache_dir: where files of the hub are kept; by default huggingface_hub's own cache.
+        local_files_only: use only the cache, not the network.
 
     Raises:
         FileNotFoundError: `name_or_path` reads like a path and no folder is there, or `subfolder` is not in it.
-        NotADirectoryError: it is a file.
-        ValueError: it is empty.
+        NotADirectoryError: `name_or_path` is a file.
+        ValueError: `name_or_path` is empty.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PretrainedFolder:
         return f"{self.name}/{self.subfolder}" if self.subfolder else self.name
 
     def find(self, filename: str) -> Path | None:
-        """The local path of `filename`, fetched from the hub if need be; None where the folder does not have it.
+        """Return the local path of `filename`, fetched from the hub if need be; None if the folder does not have it.
 
         Raises:
             FileNotFoundError: the hub repository or revision does not exist, is private, or cannot be reached.
@@ -78,14 +78,14 @@ class PretrainedFolder:
         return self._fetch(filename)
 
     def require(self, filename: str, purpose: str) -> Path:
-        """Like `find`, but a missing file raises FileNotFoundError that says what it is for and what is there."""
+        """Return the path like `find`. A missing file raises FileNotFoundError with its purpose and what is there."""
         path = self.find(filename)
         if path is None:
             raise FileNotFoundError(f"{self} has no {filename} ({purpose}). {self.describe()}")
         return path
 
     def describe(self) -> str:
-        """A sentence that names the files there are, for error messages."""
+        """Return a sentence that names the files there are, for error messages."""
         if self.path is not None:
             names = _list_names(self.path)
             return f"The folder holds: {names}." if names else "The folder is empty."
@@ -118,7 +118,7 @@ class PretrainedFolder:
                 local_files_only=self._local_files_only,
             )
         except LocalEntryNotFoundError as error:
-            # The hub was not reached. A snapshot in the cache is then all there is to know of the repository.
+            # The hub was not reached. A snapshot in the cache is then all that is known of the repository.
             if self._cached_snapshot() is not None:
                 return None
             why = "may not be asked (local_files_only)" if self._local_files_only else "was not reached"
@@ -145,14 +145,14 @@ class PretrainedFolder:
         return path
 
     def _pin_commit(self, fetched: Path) -> None:
-        # <cache>/models--<owner>--<name>/snapshots/<commit>/<subfolder>/<filename>
+        # The layout is <cache>/models--<owner>--<name>/snapshots/<commit>/<subfolder>/<filename>
         for below, folder in itertools.pairwise(fetched.parents):
             if folder.name == "snapshots":
                 self._revision = below.name
                 return
 
     def _cached_snapshot(self) -> Path | None:
-        """The folder of this repository and revision in the hub's cache, if anything of it was ever fetched."""
+        """Return the folder of this repository and revision in the hub's cache, if any of it was ever fetched."""
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
@@ -167,7 +167,7 @@ class PretrainedFolder:
 
 
 def _list_names(folder: Path) -> str:
-    """What a folder holds, as text cut to a readable length; "" where there is nothing."""
+    """Return the names in a folder as text of a readable length; "" if there are none."""
     if not folder.is_dir():
         return ""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())

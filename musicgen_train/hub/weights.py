@@ -1,4 +1,4 @@
-"""The weight files of a hub folder: safetensors, single or sharded, and the older pytorch_model.bin."""
+"""Reads and writes the weights of a hub folder: safetensors, single or sharded; reads the older pytorch_model.bin."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _NAMES_SHOWN = 8
 
 
 class CheckpointError(RuntimeError):
-    """Weights that cannot be read, or that do not fit the model they were given to."""
+    """Raised for weights that cannot be read, or that do not fit the model they were given to."""
 
 
 class WeightFiles:
-    """The tensors of one checkpoint by name, read from disk only when asked for.
+    """Gives the tensors of one checkpoint by name, and reads each from disk only when it is asked for.
 
-    Files are memory-mapped (but for .bin files older than torch 1.6), so a tensor on the CPU costs no memory until its
-    pages are touched. The mapping is private: a tensor may be written to, and the file stays as it is. A file that is
-    replaced lives on for the tensors that map it; one that is cut or overwritten in place takes them with it.
+    Files are memory-mapped (except .bin files older than torch 1.6), so a tensor on the CPU costs no memory until its
+    pages are touched. The mapping is private: a tensor may be written to, and the file does not change. Tensors stay
+    valid after their file was replaced by another, but not after it was truncated or overwritten in place.
 
     Raises:
         CheckpointError: a file is damaged, a .bin holds more than tensors, or two files hold a tensor of one name.
@@ -57,22 +57,22 @@ class WeightFiles:
         return len(self._readers)
 
     def keys(self) -> list[str]:
-        """All tensor names, sorted."""
+        """Return all tensor names, sorted."""
         return sorted(self._readers)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor; its values are not read."""
+        """Return the shape of a tensor without reading its values."""
         return self._readers[name].shape(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor, on the CPU and in the dtype of the file."""
+        """Return a tensor on the CPU, in the dtype of the file."""
         return self._readers[name].tensor(name)
 
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         try:
-            # Left open for as long as tensors of it are read.
+            # The file stays open as long as tensors of it are read.
             self._file = safe_open(str(path), framework="pt", device="cpu")
         except SafetensorError as error:
             raise CheckpointError(f"{path} cannot be read as safetensors ({error}); {_likely_cause(path)}") from error
@@ -89,10 +89,10 @@ class _SafetensorsFile:
 
 class _BinFile:
     def __init__(self, path: Path) -> None:
-        # Only the zip format, that of torch 1.6 and later, can be mapped.
+        # Only the zip format of torch 1.6 and later can be memory-mapped.
         is_zip = _first_bytes(path).startswith(b"PK")
         try:
-            # weights_only: a pickle may not run code.
+            # With weights_only a pickle cannot run code.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
             reason = str(error).strip().partition("\n")[0]
@@ -140,14 +140,14 @@ def _is_entry(name: object, value: object) -> bool:
 
 
 def list_some(names: Iterable[str]) -> str:
-    """The first few names, comma-separated, and how many more there are."""
+    """Return the first few names, separated by commas, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def open_weights(folder: PretrainedFolder) -> WeightFiles:
-    """The weights of a hub folder; safetensors before .bin, a single file before shards.
+    """Open the weights of a hub folder; safetensors win over .bin, a single file over shards.
 
     Raises:
         FileNotFoundError: there are no weights, or shards that the index names are missing (all are listed).
@@ -198,8 +198,8 @@ def _read_index(index: Path) -> dict[str, str]:
 def save_weights(state: Mapping[str, torch.Tensor], folder: Path, max_shard_size: int | str = "5GB") -> None:
     """Write a state dict as safetensors, in one file or, above `max_shard_size`, in shards with an index.
 
-    Tensors are brought to the CPU shard by shard. Each is written whole and once for each of its names: of a view only
-    what it shows, of tensors that share memory a copy each (drop the names of tied weights before).
+    Tensors are moved to the CPU shard by shard. Each name is written with its own values: for a view only what it
+    shows, for tensors that share memory a copy each (so drop the names of tied weights before).
 
     Args:
         state: names to tensors.
@@ -228,7 +228,7 @@ def save_weights(state: Mapping[str, torch.Tensor], folder: Path, max_shard_size
 
 
 def _plan_shards(state: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
-    """The names in each shard: as many as fit, in the order of the state dict."""
+    """Return the names in each shard: as many as fit, in the order of the state dict."""
     shards: list[list[str]] = [[]]
     shard_bytes = 0
     for name, value in state.items():
@@ -251,12 +251,12 @@ def _write_shard(state: Mapping[str, torch.Tensor], names: list[str], path: Path
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file name is one that `save_weights` writes."""
+    """Return True for a file name that `save_weights` writes."""
     return name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes from a number or from text such as "5GB" (10**9) or "500MiB" (2**20).
+    """Return the number of bytes of a size given as a number, or as text such as "5GB" (10**9) or "500MiB" (2**20).
 
     Raises:
         ValueError: it is no size, or not above 0.

@@ -1,4 +1,4 @@
-"""What turns audio into vectors for the Frechet audio distance.
+"""Embedders, which turn audio into vectors for the Frechet audio distance.
 
 One embedder is built in and needs no download. Others, such as VGGish, CLAP or PaSST, are classes of yours that have
 the four attributes of `Embedder`, named in the config as `module:Class`. Distances of different embedders, or of
@@ -10,7 +10,6 @@ Axes: C channels, S samples, N windows, D width, M mel bands, F spectrogram fram
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -25,11 +24,11 @@ class Embedder(Protocol):
     """Embeds windows of audio."""
 
     name: str
-    """Of the method, with its checkpoint where it has one."""
+    """The method, with its checkpoint where it has one."""
     version: str
     """Changes whenever the same audio gives other embeddings."""
     sampling_rate: int
-    """Of the audio that `embed` takes, in Hz; the caller resamples."""
+    """The rate of the audio that `embed` takes, in Hz; the caller resamples."""
 
     def embed(self, audio_CS: torch.Tensor) -> torch.Tensor:
         """Embeddings `(windows, width)` of one clip `(channels, samples)`; any number of windows, also none."""
@@ -37,7 +36,7 @@ class Embedder(Protocol):
 
 
 class LogMelStatistics:
-    """How the mel cepstrum of one-second windows lies, spreads and moves: three times 20 numbers a window.
+    """Level, spread and movement of the mel cepstrum in windows of one second: three times 20 numbers a window.
 
     Nothing in it is learned. It tells music from noise and silence, bright from dark and busy from calm, but not good
     music from bad. Its distances compare models on the same reference; published figures are of other embedders.
@@ -56,7 +55,8 @@ class LogMelStatistics:
     def embed(self, audio_CS: torch.Tensor) -> torch.Tensor:
         """Mean, standard deviation and mean absolute step of each cepstral coefficient, float32 `(windows, 60)`.
 
-        Channels are mixed. A clip shorter than a window is one window; a rest that fills none is left out.
+        Channels are mixed. Windows overlap by half. A clip shorter than a window is one window; what is left at the end
+        and fills none is left out.
         """
         mono = audio_CS.float().mean(dim=0, keepdim=True)
         decibels_MF = log_mel(mono, self.sampling_rate, bands=self._BANDS)[0].clamp(min=self._FLOOR_DB)
@@ -97,16 +97,13 @@ def load_embedder(name: str) -> Embedder:
     return made
 
 
-def embed_clips(
-    embedder: Embedder, clips: list[torch.Tensor], sampling_rate: int, *, longest_seconds: float = math.inf
-) -> torch.Tensor:
+def embed_clips(embedder: Embedder, clips: list[torch.Tensor], sampling_rate: int) -> torch.Tensor:
     """Embeddings of many clips together, `(windows, width)`.
 
     Args:
         embedder: what to embed with.
         clips: each `(channels, samples)` at `sampling_rate`.
         sampling_rate: of the clips, in Hz.
-        longest_seconds: what of a clip is beyond this is left out.
 
     Raises:
         ValueError: there are no clips, or the embedder returns something else than windows.
@@ -115,9 +112,7 @@ def embed_clips(
         raise ValueError("there are no clips to embed")
     parts = []
     for clip in clips:
-        samples = clip.shape[-1] if math.isinf(longest_seconds) else round(longest_seconds * sampling_rate)
-        audio = clip[..., :samples].detach().cpu().float()
-        part = embedder.embed(resample(audio, sampling_rate, embedder.sampling_rate))
+        part = embedder.embed(resample(clip.detach().cpu().float(), sampling_rate, embedder.sampling_rate))
         if part.dim() != 2:
             raise ValueError(f"the embedder {embedder.name} gave {list(part.shape)}; expected (windows, width)")
         parts.append(part)

@@ -1,6 +1,6 @@
 """The Frechet distance between two sets of embeddings, each taken for a Gaussian (Dowson & Landau 1982).
 
-Of audio embeddings it is the Frechet audio distance (Kilgour et al. 2019).
+With embeddings of audio this is the Frechet audio distance (Kilgour et al. 2019).
 
 Axes: N embeddings, D their width.
 """
@@ -14,7 +14,7 @@ import torch
 
 @dataclass
 class Gaussian:
-    """Mean and covariance of a set of embeddings."""
+    """Mean `(D,)` and covariance `(D, D)` of a set of embeddings, float64, and how many there were."""
 
     mean: torch.Tensor
     covariance: torch.Tensor
@@ -22,7 +22,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, embeddings_ND: torch.Tensor) -> Gaussian:
-        """Mean and unbiased covariance, in float64.
+        """Mean and unbiased covariance of embeddings `(count, width)`.
 
         Raises:
             ValueError: fewer than two embeddings, or one that is not finite.
@@ -40,7 +40,7 @@ class Gaussian:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)`; 0 for equal ones, never below.
+    """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)`: 0 for equal ones, and never below 0.
 
     Raises:
         ValueError: the widths differ.

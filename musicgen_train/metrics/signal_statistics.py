@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from musicgen_train.audio.mel import mel_settings
 
 SILENCE_DBFS = -60.0
-"""Blocks quieter than this are silent."""
+"""Blocks of audio quieter than this count as silent."""
 
 _LOWEST_DBFS = -120.0
-_NOTHING = 1e-12  # power of a whole spectrum that is as good as none
+_NOTHING = 1e-12  # a whole spectrum of less power is as good as none
 _BLOCK_SECONDS = 0.05
 # Steady noise is above 0.85 whatever its colour; the densest music is below 0.5. Drums alone are noise too, but not of
 # a steady level.
@@ -33,7 +33,7 @@ _LONGEST_LOOP_SECONDS = 4.0
 
 @dataclass(kw_only=True)
 class SignalStatistics:
-    """Of one sample, measured before it was turned down for the file."""
+    """Measurements of one sample, taken before it is turned down for the file."""
 
     peak_dbfs: float
     """The largest sample, in dB of full scale; above 0 it would clip."""
@@ -56,7 +56,7 @@ class SignalStatistics:
     """Whether all samples are numbers."""
 
 
-def measure(
+def measure_signal(
     audio_CS: torch.Tensor, sampling_rate: int, codes_KT: torch.Tensor | None = None, frame_rate: float | None = None
 ) -> SignalStatistics:
     """Measure one sample.
@@ -90,7 +90,7 @@ def measure(
 
 
 def warnings_of(statistics: SignalStatistics) -> list[str]:
-    """What a listener should know, in plain words; nothing for an ordinary sample."""
+    """What is wrong with a sample, in plain words; nothing for an ordinary one."""
     found = []
     if not statistics.finite:
         found.append(

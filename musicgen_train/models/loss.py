@@ -91,7 +91,8 @@ def mean_over_codebooks(sums_K: torch.Tensor, counts_K: torch.Tensor) -> torch.T
     """The loss: the mean, over codebooks that have anything to score, of each one's mean cross-entropy.
 
     It is audiocraft's, except that a codebook with nothing to score does not make it NaN. Pass sums and counts added
-    up over micro-batches and ranks to get what one big batch would give.
+    up over micro-batches and ranks to get what one big batch would give; the sums of one micro-batch with the counts
+    of all of them give its part of that, and the parts add up to the whole.
     """
     scored = counts_K > 0
     means = sums_K / counts_K.clamp(min=1)

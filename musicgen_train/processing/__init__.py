@@ -1,1 +1,1 @@
-"""Text and audio into model inputs, and model outputs back into text and audio."""
+"""Tokenizer, feature extractor and processor turn text and audio into model inputs, and outputs back."""

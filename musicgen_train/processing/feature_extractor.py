@@ -1,4 +1,4 @@
-"""Audio of any kind to the padded batch that EnCodec takes.
+"""The feature extractor turns audio of any kind into the padded batch that EnCodec takes.
 
 Axis letters: B batch, C audio channels, L samples.
 """
@@ -25,7 +25,7 @@ _PADDING_STRATEGIES = ("longest", "max_length", "do_not_pad")
 # A file names its class in a key that is no argument of the constructor.
 _TYPE_KEY = "feature_extractor_type"
 
-Clip = npt.NDArray[np.float32]
+Waveform = npt.NDArray[np.float32]
 
 
 class EncodecFeatureExtractor:
@@ -34,13 +34,13 @@ class EncodecFeatureExtractor:
     Args:
         feature_size: channels of the audio, 1 or 2.
         sampling_rate: in Hz, the one the codec was trained on.
-        padding_value: what padded samples hold.
+        padding_value: the value of padded samples.
         chunk_length_s: seconds of the chunks the codec works in. With it and `overlap`, padding and truncation go to
             a length that divides into chunks.
         overlap: share of a chunk that overlaps with the next one.
-        padding_side: "right" or "left", the side that padding is put on. MusicGen's is "left".
-        return_attention_mask: written back into the hub's files, where it always is. As in the reference, the mask
-            comes with padding and not without, whatever this says.
+        padding_side: "right" or "left", the side to pad on. MusicGen pads on the left.
+        return_attention_mask: has no effect, as in transformers: the mask is returned with padding and not without.
+            It is kept because the hub's files have it.
         extra: further keys of a file, kept and written back.
 
     Raises:
@@ -79,12 +79,12 @@ class EncodecFeatureExtractor:
 
     @property
     def chunk_length(self) -> int | None:
-        """Samples in a chunk."""
+        """Number of samples in a chunk; None where the codec does not work in chunks."""
         return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
 
     @property
     def chunk_stride(self) -> int | None:
-        """Samples from the start of one chunk to that of the next."""
+        """Number of samples from the start of one chunk to the start of the next; None without chunks."""
         if self.chunk_length is None or self.overlap is None:
             return None
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
@@ -108,16 +108,16 @@ class EncodecFeatureExtractor:
             truncation: cut longer clips to `max_length`. Not together with `padding`.
             max_length: in samples.
             return_tensors: "pt", "np" or None.
-            sampling_rate: of `raw_audio`, to be checked. Audio at another rate is silently taken for slower or faster
-                music, so give it.
+            sampling_rate: that of `raw_audio` in Hz, to be checked against the codec's. Give it: audio at another rate
+                is otherwise taken for slower or faster music without a warning.
 
         Returns:
             `input_values`, float32 `(B, C, L)`, and with padding `padding_mask`, int32 `(B, L)`, 1 at samples of the
             clips. With `return_tensors=None` `input_values` is a list of arrays `(C, L)`.
 
         Raises:
-            ValueError: the sampling rate is another one; audio is empty, of another shape, or holds integers; options
-                contradict each other; or clips of different lengths were to become one tensor.
+            ValueError: the sampling rate is not the codec's; audio is empty, of another shape, or holds integers;
+                options contradict each other; or clips of different lengths were to become one tensor.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -130,7 +130,7 @@ class EncodecFeatureExtractor:
             raise ValueError("padding and truncation are both set; set one of them, the other to False")
         clips = self._clips(raw_audio)
         strategy = _strategy(padding)
-        # With "do_not_pad" the reference returns the (whole) masks, with False it returns none.
+        # transformers returns masks (all ones) with "do_not_pad", and none with False.
         with_mask = padding is not False
         if max_length is None and self.chunk_stride is not None and (truncation or with_mask):
             max_length = self._length_in_chunks([clip.shape[-1] for clip in clips], shortest=bool(truncation))
@@ -152,8 +152,8 @@ class EncodecFeatureExtractor:
             batch["padding_mask"] = _as_requested(masks, return_tensors)
         return batch
 
-    def _clips(self, raw_audio: Any) -> list[Clip]:
-        """The clips as arrays `(C, L)`."""
+    def _clips(self, raw_audio: Any) -> list[Waveform]:
+        """Return the clips as arrays `(C, L)`."""
         if isinstance(raw_audio, list | tuple):
             if len(raw_audio) == 0:
                 raise ValueError("raw_audio is an empty list; give one clip or more")
@@ -163,7 +163,7 @@ class EncodecFeatureExtractor:
             several = False
         return [self._clip(clip) for clip in (raw_audio if several else [raw_audio])]
 
-    def _clip(self, clip: Any) -> Clip:
+    def _clip(self, clip: Any) -> Waveform:
         if isinstance(clip, torch.Tensor):
             clip = clip.detach().to("cpu", torch.float32 if clip.is_floating_point() else None).numpy()
         if isinstance(clip, np.ndarray) and not np.issubdtype(clip.dtype, np.floating):
@@ -186,7 +186,7 @@ class EncodecFeatureExtractor:
         return array
 
     def _length_in_chunks(self, lengths: Sequence[int], shortest: bool) -> int:
-        """Samples of as many chunks as cover the longest clip, or as the shortest one fills."""
+        """Return the length in samples of as many chunks as cover the longest clip, or as the shortest clip fills."""
         assert self.chunk_length is not None
         assert self.chunk_stride is not None
         chunks = min(lengths) // self.chunk_stride if shortest else -(-max(lengths) // self.chunk_stride)
@@ -241,7 +241,7 @@ class EncodecFeatureExtractor:
         return cls(**{**values, **overrides})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `preprocessor_config.json`, and the part of a `processor_config.json` already there that it mirrors."""
+        """Write `preprocessor_config.json`, and update the copy of it in a `processor_config.json` that is there."""
         processor = Path(folder).expanduser() / PROCESSOR_NAME
         mirror = read_json(processor) if processor.is_file() else {}
         with atomic_folder(folder) as staging:
@@ -250,7 +250,7 @@ class EncodecFeatureExtractor:
                 write_json(staging / PROCESSOR_NAME, {**mirror, "feature_extractor": self.to_dict()})
 
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return the content of `preprocessor_config.json`."""
         settings = {name: value for name, value in vars(self).items() if name != "extra"}
         return {**self.extra, **settings, _TYPE_KEY: type(self).__name__}
 

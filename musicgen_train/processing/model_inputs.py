@@ -1,4 +1,4 @@
-"""What tokenizer, feature extractor and processor return: a dict of arrays that is also read by attribute."""
+"""The batch that tokenizer, feature extractor and processor return: a dict whose values are attributes, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class BatchFeature(UserDict[str, Any]):
-    """Model inputs by name. `batch["input_ids"]` and `batch.input_ids` are the same; `model(**batch)` works."""
+    """Holds model inputs by name. `batch["input_ids"]` and `batch.input_ids` are the same; `model(**batch)` works."""
 
     def __getattr__(self, name: str) -> Any:
         # `data` itself is absent while an instance is being unpickled or copied.
@@ -49,14 +49,14 @@ class BatchFeature(UserDict[str, Any]):
 
 
 def to_requested_type(rows: Any, return_tensors: str | None) -> Any:
-    """Nested lists or arrays as a torch tensor ("pt"), a numpy array ("np"), or as they are (None).
+    """Turn nested lists or arrays into a torch tensor ("pt") or a numpy array ("np"), or leave them as they are (None).
 
     Args:
         rows: rows of one length, of whole numbers or of fractions.
-        return_tensors: what to return.
+        return_tensors: "pt", "np" or None.
 
     Returns:
-        For "pt" and "np" a copy: int64 of whole numbers (also of none at all), float32 of Python's fractions and of
+        For "pt" and "np" a copy: int64 for whole numbers (and for empty rows), float32 for Python's floats and for
         float64, otherwise the dtype of the arrays given.
 
     Raises:
@@ -74,6 +74,6 @@ def to_requested_type(rows: Any, return_tensors: str | None) -> Any:
             "max_length where rows may be cut)"
         ) from error
     if array.dtype == np.float64:
-        # numpy also takes an empty list for one of float64; what has no samples here are token ids.
+        # numpy makes an empty list float64, but rows without values are always token ids here.
         array = array.astype(np.float32 if array.size else np.int64)
     return torch.from_numpy(array) if return_tensors == "pt" else array

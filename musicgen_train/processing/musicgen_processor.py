@@ -1,4 +1,4 @@
-"""The processor of MusicGen: texts and audio prompts to model inputs, generated audio back to single clips."""
+"""MusicGen's processor turns texts and audio prompts into model inputs, and generated audio into single clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AUDIO_OPTIONS = ("sampling_rate", *_SHARED_OPTIONS)
 
 
 class MusicgenProcessor:
-    """A T5 tokenizer and an EnCodec feature extractor behind one call.
+    """Offers a T5 tokenizer and an EnCodec feature extractor behind one call.
 
     Args:
         feature_extractor: for audio prompts.
@@ -43,7 +43,7 @@ class MusicgenProcessor:
 
     @property
     def model_input_names(self) -> list[str]:
-        """Everything a call may return."""
+        """The names of all entries that a call may return."""
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
     def __call__(
@@ -55,7 +55,7 @@ class MusicgenProcessor:
         audio_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """Model inputs for texts, audio prompts, or both.
+        """Make model inputs for texts, audio prompts, or both.
 
         Args:
             audio: one clip or a list of clips, as `EncodecFeatureExtractor` takes them.
@@ -68,9 +68,9 @@ class MusicgenProcessor:
                 `padding`, audio is padded and text is not.
 
         Returns:
-            With `text`, `input_ids` and `attention_mask`, as of `T5Tokenizer`. With `audio`, `input_values` and
-            `padding_mask`, as of `EncodecFeatureExtractor`; the side of its padding is the feature extractor's (left
-            in the published models, so that the music goes on from where the prompt ends).
+            With `text`, `input_ids` and `attention_mask`, as `T5Tokenizer` returns them. With `audio`, `input_values`
+            and `padding_mask`, as `EncodecFeatureExtractor` returns them, padded on the feature extractor's side (left
+            in the published models, so that generated music continues where the prompt ends).
 
         Raises:
             ValueError: neither `audio` nor `text` is given; an option is given twice; and whatever the tokenizer or
@@ -103,12 +103,12 @@ class MusicgenProcessor:
     def batch_decode(
         self, sequences: Any = None, padding_mask: Any = None, *, audio: Any = None, **options: Any
     ) -> list[Any]:
-        """Generated audio as single clips without the padding of their prompts; or token ids as texts.
+        """Turn generated audio into single clips without the padding of their prompts, or token ids into texts.
 
         Args:
             sequences: audio `(batch, channels, samples)`, or token ids in rows, e.g. `(batch, length)`.
             padding_mask: with audio, the `padding_mask` of this processor's call, `(batch, prompt samples)`, 0 at
-                padding. What the model added after the prompt is never padding.
+                padding. Samples that the model added after the prompt are never padding.
             audio: audio under this name, in place of `sequences`.
             options: with token ids, those of `T5Tokenizer.batch_decode`.
 
@@ -117,8 +117,8 @@ class MusicgenProcessor:
             token ids, a string per row.
 
         Raises:
-            ValueError: both or none of `sequences` and `audio`, a mask that does not fit, or options or a mask that
-                mean nothing for what was given.
+            ValueError: both or none of `sequences` and `audio` are given, the mask does not fit, or a mask is given
+                with token ids or options with audio.
         """
         if (sequences is None) == (audio is None):
             given = "neither" if audio is None else "both"
@@ -137,7 +137,7 @@ class MusicgenProcessor:
         return _without_padding(_as_array(audio), None if padding_mask is None else _as_array(padding_mask))
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """The text of token ids: `T5Tokenizer.decode`."""
+        """Turn token ids into text: `T5Tokenizer.decode`."""
         return self.tokenizer.decode(*args, **kwargs)
 
     @classmethod
@@ -151,7 +151,7 @@ class MusicgenProcessor:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """The processor saved in a folder or hub repository, by this class or by any version of transformers.
+        """Load the processor that this class or any version of transformers saved in a folder or hub repository.
 
         Args:
             name_or_path, subfolder, revision, token, cache_dir, local_files_only: as for `PretrainedFolder`.
@@ -210,7 +210,7 @@ class AutoProcessor:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> MusicgenProcessor | EncodecFeatureExtractor | T5Tokenizer:
-        """The processor of a MusicGen folder or hub repository; of a sub-model's, its feature extractor or tokenizer.
+        """Load the processor of a MusicGen folder or hub repository, or a sub-model's feature extractor or tokenizer.
 
         Args:
             name_or_path, subfolder, revision, token, cache_dir, local_files_only: as for `PretrainedFolder`.
@@ -248,7 +248,7 @@ class AutoProcessor:
         )
 
 
-# By the processor_class or the model_type that a folder states.
+# The class to load, by the processor_class or the model_type that a folder states.
 _BY_NAME: dict[str, type[MusicgenProcessor] | type[EncodecFeatureExtractor] | type[T5Tokenizer]] = {
     "MusicgenProcessor": MusicgenProcessor,
     "musicgen": MusicgenProcessor,
@@ -270,7 +270,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dimensions(values: Any) -> int:
-    """Of an array, or of nested lists, also with arrays in them."""
+    """Count the dimensions of an array, or of nested lists that may hold arrays."""
     depth = 0
     while isinstance(values, list | tuple) and values:
         values = values[0]

@@ -1,55 +1,53 @@
-"""The T5 tokenizer of MusicGen's text encoder: text to ids and back, identical to the `tokenizers`-backed one.
+"""The T5 tokenizer of MusicGen's text encoder: text to ids and back.
 
-The order of work on a text is that of `tokenizers`: special tokens are cut out of the raw text; what lies between
-them is normalised with the model's character map, split at white space, and every word gets a metaspace (U+2581) in
-front; each word is then segmented into the pieces with the highest sum of scores; `</s>` goes to the end.
+The ids are those of the `tokenizers` library, which transformers uses, too: special tokens are cut out of the raw text;
+what lies between them is normalized with the model's character map, split at white space, and every word gets a
+metaspace (U+2581) in front; each word is then segmented into the pieces with the highest sum of scores. sentencepiece's
+own `encode` gives other ids: it knows no cut at special tokens, normalizes by longest match instead of by grapheme
+cluster, and settles ties between segmentations by the rounding of 32-bit sums instead of 64-bit ones.
 
-Why sentencepiece alone, which reads the model file, is not enough: its `encode` gives other ids. It knows no cut at
-special tokens, normalises by longest match instead of by grapheme cluster, and settles ties between segmentations by
-the rounding of 32-bit sums instead of 64-bit ones. Who owns what:
-
-- this module: batches of ids and text, padding and truncation, saving;
-- t5_vocabulary.py: tokens and their ids, and the cutting of text into words and special tokens;
-- precompiled_normalizer.py: the character map; unigram.py: the segmentation of a word;
-- tokenizer_files.py: what the files of all versions hold; sentencepiece_proto.py: the binary one of them.
+This module has batches, padding, truncation and saving; tokenizer_files.py reads the files of all versions.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Encoding, Tokenizer, processors
+from tokenizers.models import Unigram
 
 from musicgen_train.files import atomic_folder, write_json
 from musicgen_train.hub.folder import PretrainedFolder
 from musicgen_train.processing.model_inputs import BatchFeature, to_requested_type
-from musicgen_train.processing.t5_vocabulary import T5Vocabulary
 from musicgen_train.processing.tokenizer_files import (
     DEFAULT_EXTRA_IDS,
+    SIDES,
     SPECIAL_TOKENS_MAP_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
+    UNK_ID,
     VOCAB_NAME,
-    AddedToken,
     TokenizerParts,
     read_folder,
     read_vocabulary,
-    tokenizer_json,
     with_sentinels,
 )
 
 __all__ = ["TOKENIZER_CONFIG_NAME", "T5Tokenizer"]
 
-# What transformers writes where a model has no limit; anything above the smaller one counts as none.
+# transformers writes NO_LIMIT where a model has no limit, and takes anything above the smaller number for none.
 NO_LIMIT = int(1e30)
 _LARGEST_LIMIT = int(1e20)
 
-# What the arguments may be, and what they mean.
+# Allowed values of `padding` and `truncation`, and what they mean.
 _PADDINGS: dict[bool | str, str] = {
     True: "longest",
     False: "do_not_pad",
@@ -64,14 +62,13 @@ _TRUNCATIONS: dict[bool | str, bool] = {
     "only_first": True,
     "do_not_truncate": False,
 }
-_SIDES = ("right", "left")
 
 
-class T5Tokenizer(T5Vocabulary):
-    """Text to T5 ids and back.
+class T5Tokenizer:
+    """Turns text into T5 ids and back.
 
     `T5Tokenizer.from_pretrained("facebook/musicgen-small")` gives the ids of transformers' `AutoProcessor` for that
-    checkpoint on any text. What the reference does in places where one could expect something else:
+    checkpoint on any text. Where one could expect something else, it behaves as transformers does:
 
     - A special token's text (`</s>`, `<pad>`, `<unk>`, `<extra_id_0>`...) becomes that token wherever it occurs, also
       inside a word, and what follows it starts a new word.
@@ -120,7 +117,7 @@ class T5Tokenizer(T5Vocabulary):
         self._set_up(
             TokenizerParts(
                 vocabulary=read_vocabulary(path, extra_ids),
-                named={name: AddedToken(text) for name, text in named.items()},
+                named={name: AddedToken(text, normalized=False, special=True) for name, text in named.items()},
                 additional=with_sentinels(additional_special_tokens, extra_ids),
                 extra_ids=extra_ids,
                 model_max_length=model_max_length,
@@ -142,7 +139,7 @@ class T5Tokenizer(T5Vocabulary):
         local_files_only: bool = False,
         **overrides: Any,
     ) -> T5Tokenizer:
-        """The tokenizer saved in a folder or hub repository, by this class or by any version of transformers.
+        """Load the tokenizer that this class or any version of transformers saved in a folder or hub repository.
 
         Args:
             name_or_path, subfolder, revision, token, cache_dir, local_files_only: as for `PretrainedFolder`.
@@ -164,18 +161,125 @@ class T5Tokenizer(T5Vocabulary):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        # Not through the constructor: files also say how each special token is cut out, which it does not take.
+        # The constructor is not called: files also say how each special token is cut out, which it does not take.
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(read_folder(folder, overrides))
         return tokenizer
 
     def _set_up(self, parts: TokenizerParts) -> None:
-        super().__init__(parts.vocabulary, parts.named, parts.additional)
+        self._spiece = parts.vocabulary.spiece
+        self._named = {name: token.content for name, token in parts.named.items()}
+        self.additional_special_tokens = list(dict.fromkeys(token.content for token in parts.additional))
         self.extra_ids = parts.extra_ids
         self.model_max_length = NO_LIMIT if parts.model_max_length is None else parts.model_max_length
-        self.padding_side = _checked("padding_side", parts.padding_side, _SIDES)
-        self.truncation_side = _checked("truncation_side", parts.truncation_side, _SIDES)
+        self.padding_side = parts.padding_side
+        self.truncation_side = parts.truncation_side
         self.clean_up_tokenization_spaces = parts.clean_up_tokenization_spaces
+
+        self._tokenizer: Tokenizer = parts.vocabulary.pipeline
+        # Tokens that are no pieces get the ids after them, in this order. Of the same text, the first one counts.
+        tokens: dict[str, AddedToken] = {}
+        for token in (*parts.vocabulary.added, *parts.named.values(), *parts.additional):
+            tokens.setdefault(token.content, token)
+        self._tokenizer.add_tokens(list(tokens.values()))
+        self._tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", self.eos_token_id)]
+        )
+        # The library counts by building the whole dictionary.
+        self._size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_tokenizer": self._tokenizer.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tokenizer = Tokenizer.from_str(state["_tokenizer"])
+        # The library reads some scores with a last bit other than written, and such bits decide ties. Python does not.
+        pieces = [(piece, score) for piece, score in json.loads(state["_tokenizer"])["model"]["vocab"]]
+        self._tokenizer.model = Unigram(pieces, unk_id=UNK_ID, byte_fallback=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces, sentinels included, tokens added beyond them not."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        """Number of pieces and added tokens."""
+        return self._size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return every piece and added token with its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def eos_token(self) -> str:
+        return self._named["eos_token"]
+
+    @property
+    def unk_token(self) -> str:
+        return self._named["unk_token"]
+
+    @property
+    def pad_token(self) -> str:
+        return self._named["pad_token"]
+
+    @property
+    def eos_token_id(self) -> int:
+        return self._id_of(self.eos_token)
+
+    @property
+    def unk_token_id(self) -> int:
+        return self._id_of(self.unk_token)
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._id_of(self.pad_token)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The named special tokens: `eos_token`, `unk_token` and `pad_token`."""
+        return dict(self._named)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The named special tokens, then the additional ones."""
+        return list(dict.fromkeys([*self._named.values(), *self.additional_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`, in that order."""
+        return [self._id_of(token) for token in self.all_special_tokens]
+
+    def get_sentinel_tokens(self) -> list[str]:
+        """Return the sentinels `<extra_id_0>`... among the additional special tokens, in their order."""
+        return [token for token in self.additional_special_tokens if re.search(r"<extra_id_\d+>", token)]
+
+    def get_sentinel_token_ids(self) -> list[int]:
+        """Return the ids of `get_sentinel_tokens()`, in that order."""
+        return [self._id_of(token) for token in self.get_sentinel_tokens()]
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
+        """Return the id of a token, or the ids of several; the unknown id for what is not in the vocabulary."""
+        if isinstance(tokens, str):
+            return self._id_of(tokens)
+        return [self._id_of(token) for token in tokens]
+
+    def convert_ids_to_tokens(
+        self, ids: int | Iterable[int], skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
+        """Return the token of an id, or the tokens of several; None for an id beyond the vocabulary.
+
+        Args:
+            ids: an int, or a list, array or tensor of shape (length,).
+            skip_special_tokens: leave `all_special_ids` out of a list.
+
+        Raises:
+            ValueError: an id is negative.
+        """
+        if isinstance(ids, int):
+            return self._token_of(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self._token_of(index) for index in map(int, ids) if index not in skipped]
 
     def __call__(
         self,
@@ -190,7 +294,7 @@ class T5Tokenizer(T5Vocabulary):
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
     ) -> BatchFeature:
-        """The ids of a text or of several.
+        """Encode one text or several.
 
         Args:
             text: a string, or a non-empty list or tuple of strings.
@@ -234,7 +338,7 @@ class T5Tokenizer(T5Vocabulary):
         end = [self.eos_token_id] if add_special_tokens else []
         rows = []
         for one in texts:
-            ids = [index for segment_ids, _ in self._segments(one) for index in segment_ids]
+            ids = self._encoding(one).ids
             if cuts and limit is not None:
                 kept = max(limit - len(end), 0)
                 ids = ids[:kept] if self.truncation_side == "right" else ids[max(len(ids) - kept, 0) :]
@@ -250,11 +354,11 @@ class T5Tokenizer(T5Vocabulary):
         return BatchFeature({name: to_requested_type(value, return_tensors) for name, value in result.items()})
 
     def encode(self, text: str, **options: Any) -> Any:
-        """The `input_ids` that `__call__` gives for `text` with the same options: a list of ints, `</s>` at its end."""
+        """Return the `input_ids` of `__call__` for `text` with the same options: a list of ints ending in `</s>`."""
         return self(text, **options)["input_ids"]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The pieces of a text. A piece that is unknown stands for itself, not as `<unk>`.
+        """Return the pieces of a text. An unknown piece is returned as its own text, not as `<unk>`.
 
         Raises:
             TypeError: `text` is no string.
@@ -262,7 +366,7 @@ class T5Tokenizer(T5Vocabulary):
         """
         if not isinstance(text, str):
             raise TypeError(f"text is {_kind(text)}; tokenize takes one string")
-        pieces = [piece for _, segment_pieces in self._segments(text) for piece in segment_pieces]
+        pieces = self._encoding(text).tokens
         return [*pieces, self.eos_token] if add_special_tokens else pieces
 
     def pad(
@@ -314,7 +418,7 @@ class T5Tokenizer(T5Vocabulary):
     def decode(
         self, ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """The text of ids. Ids beyond the vocabulary are left out.
+        """Return the text of ids. Ids beyond the vocabulary are left out.
 
         Args:
             ids: an int, or a list, array or tensor of ints: of shape (length,) for one text, (batch, length) for
@@ -333,14 +437,20 @@ class T5Tokenizer(T5Vocabulary):
         ids = _plain(ids)
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        text = self._text_of([ids] if isinstance(ids, int) else ids, skip_special_tokens)
+        ids = [ids] if isinstance(ids, int) else ids
+        for index in ids:
+            if not isinstance(index, int):
+                raise TypeError(f"a token id is {index!r} ({type(index).__name__}); ids are whole numbers")
+            self._refuse_negative(index)
+        known = [index for index in ids if index < self._size]
+        text = self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)
         clean_up = clean_up_tokenization_spaces
         return _cleaned_up(text) if (self.clean_up_tokenization_spaces if clean_up is None else clean_up) else text
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
-        """Like `decode`, and always a list: one string per row, none for an empty batch."""
+        """Decode like `decode`, but always return a list: one string per row, none for an empty batch."""
         if len(sequences) == 0:
             return []
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
@@ -356,9 +466,9 @@ class T5Tokenizer(T5Vocabulary):
             NotADirectoryError: `folder` is a file.
         """
         with atomic_folder(folder) as staging:
-            if self._file.spiece is not None:
-                (staging / VOCAB_NAME).write_bytes(self._file.spiece)
-            write_json(staging / TOKENIZER_NAME, tokenizer_json(self._file, self._added, self.eos_token_id))
+            if self._spiece is not None:
+                (staging / VOCAB_NAME).write_bytes(self._spiece)
+            self._tokenizer.save(str(staging / TOKENIZER_NAME))
             config = {
                 **self._named,
                 "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
@@ -374,8 +484,34 @@ class T5Tokenizer(T5Vocabulary):
             # Written because one that an earlier tokenizer left in the folder would win over the configuration.
             write_json(staging / SPECIAL_TOKENS_MAP_NAME, self._named)
 
+    def _encoding(self, text: str) -> Encoding:
+        """Return ids and pieces of `text`, without `</s>`.
+
+        Texts are encoded one by one, since the library's batches start threads, of which it warns at every later fork.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise ValueError(f"the text is no valid Unicode: it has a lone surrogate, U+{code:04X}") from None
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _id_of(self, token: str) -> int:
+        for candidate in (token, self.unk_token):
+            if (index := self._tokenizer.token_to_id(candidate)) is not None:
+                return index
+        return UNK_ID
+
+    def _token_of(self, index: int) -> str | None:
+        self._refuse_negative(index)
+        return self._tokenizer.id_to_token(index) if index < self._size else None
+
+    def _refuse_negative(self, index: int) -> None:
+        if index < 0:
+            raise ValueError(f"{index} is no token id; ids go from 0 to {self._size - 1}")
+
     def _limit(self, max_length: int | None, *, needed_to_pad: bool) -> int | None:
-        """`max_length`, or else the model's; None where neither limits anything."""
+        """Return `max_length`, or else the model's; None where neither limits anything."""
         if max_length is not None:
             if max_length < 1:
                 raise ValueError(f"max_length is {max_length}; it must be at least 1, the room of {self.eos_token}")
@@ -396,7 +532,7 @@ class T5Tokenizer(T5Vocabulary):
         side: str | None,
     ) -> None:
         """Lengthen rows and masks in place. A row that is longer than the target stays as it is."""
-        side = self.padding_side if side is None else _checked("padding_side", side, _SIDES)
+        side = self.padding_side if side is None else _checked("padding_side", side, SIDES)
         if strategy == "do_not_pad":
             return
         target = limit if strategy == "max_length" and limit is not None else max(map(len, rows))
@@ -432,7 +568,7 @@ def _checked(name: str, value: Any, allowed: Collection[Any]) -> Any:
 
 
 def _array_type(value: Any) -> str | None:
-    """ "np" or "pt" where `value`, or the first thing in it, is an array or tensor."""
+    """Return "np" or "pt" if `value`, or the first value in it, is an array or tensor."""
     while isinstance(value, list | tuple) and len(value):
         value = value[0]
     if isinstance(value, np.ndarray):
@@ -441,7 +577,7 @@ def _array_type(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and tuples as nested lists of Python numbers."""
+    """Turn arrays, tensors and tuples into nested lists of Python numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value

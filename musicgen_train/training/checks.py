@@ -1,6 +1,6 @@
-"""What is looked at before a run: does the data sound right, does the model begin where it should, will it fit?
+"""Checks before a run: does the data sound right, and is the first cross-entropy what it should be?
 
-Most of "it trains, but I get noise" is seen here, before an hour of training is spent.
+Most causes of "it trains, but I get noise" show here, before an hour of training is spent.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from musicgen_train.training.step.scores import Scores
 
 @dataclass(kw_only=True)
 class CheckSettings:
-    """What is checked before fit."""
+    """Which checks are made before training."""
 
     enabled: bool
-    """False leaves all of it out."""
+    """False leaves all checks out."""
     round_trips: int
-    """Clips of the training split that are decoded back to audio."""
+    """Number of training clips that are decoded back to audio."""
     batches: int
-    """Batches whose cross-entropy is taken before the first step."""
+    """Number of batches whose cross-entropy is taken before the first step."""
 
     def __post_init__(self) -> None:
         if self.round_trips < 0:
@@ -45,9 +45,12 @@ class CheckSettings:
 def write_round_trips(
     composite: MusicgenForConditionalGeneration, dataset: LatentDataset, count: int, folder: Path
 ) -> list[Path]:
-    """Decode some clips of the data back to audio, with their captions in `captions.txt`: listen to them.
+    """Decode clips, spread over a dataset, back to audio files, with their captions in `captions.txt`.
 
-    What is heard is the best that any model trained on this data can sound like.
+    They are to be listened to: no model trained on this data can sound better.
+
+    Returns:
+        The paths of the audio files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
@@ -68,8 +71,7 @@ def write_round_trips(
 
 @torch.no_grad()
 def first_scores(module: MusicgenTraining, data: LatentDataModule, batches: int) -> Scores:
-    """What the model makes of some validation batches (training ones where there is no validation split) before the
-    first step, in eval mode."""
+    """Score some batches in eval mode: of the validation split, or of the training split where there is none."""
     clips = data.validation_clips
     if clips is not None:
         rows = list(clips.batches(data.micro_batch))
@@ -85,7 +87,7 @@ def first_scores(module: MusicgenTraining, data: LatentDataModule, batches: int)
 
 
 def describe_scores(scores: Scores, codebook_size: int) -> str:
-    """The first cross-entropies beside what knowing nothing gives, and what that means."""
+    """A line that compares the first cross-entropies with those of uniform guessing, and says what that means."""
     per_codebook = (scores.sums_K / scores.counts_K).tolist()
     chance = math.log(codebook_size)
     values = ", ".join(f"q{number} {value:.3f}" for number, value in enumerate(per_codebook, start=1))
@@ -107,7 +109,19 @@ def run_checks(
     folder: Path,
     say: Callable[[str], None],
 ) -> Scores:
-    """Round trips, first cross-entropies; `say` prints a line of what was found."""
+    """Make all checks.
+
+    Args:
+        settings: which checks.
+        module: the module to be trained.
+        composite: decodes clips to audio.
+        data: the run's data.
+        folder: the folder for the audio of the round trips.
+        say: prints a line.
+
+    Returns:
+        The first scores.
+    """
     paths = []
     for part, dataset in zip(data.settings.parts, data.train_clips.datasets, strict=True):
         of_part = folder if len(data.settings.parts) == 1 else folder / part.name

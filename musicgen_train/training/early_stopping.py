@@ -1,4 +1,4 @@
-"""Ending a run once its validation loss has not fallen for some validations."""
+"""Early stopping: ending a run whose validation loss no longer falls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Lightning's, but a run that it has ended stays ended when it is resumed, and `patience` is the config's.
+    """Lightning's early stopping, except that a stopped run stays stopped when it is resumed.
 
-    Lightning's own trains on from such a checkpoint, and takes the patience from there, so that a larger one would be
-    ignored. Here a larger one lets the run go on, as does leaving out the callback or what it has stopped for.
+    Lightning's own would train on from the checkpoint of a stopped run. It also takes `patience` from the checkpoint,
+    where this takes it from the config. So a larger patience lets the run go on, as does leaving out the callback or
+    the threshold that stopped it.
     """
 
     def has_ended(self, state: Mapping[str, Any]) -> bool:
-        """Whether a run is over whose checkpoint has this state of the callback, under the patience that it has now."""
+        """Returns True if a run whose checkpoint holds this state stays stopped under the settings of now."""
         holds = {
             EarlyStoppingReason.NOT_STOPPED: False,
             EarlyStoppingReason.PATIENCE_EXHAUSTED: int(state["wait_count"]) >= self.patience,
@@ -30,7 +31,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     @property
     def way_on(self) -> str:
-        """What lets a run go on that this has ended."""
+        """The settings that let a stopped run go on."""
         if self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
             return "resume=auto and a larger callbacks.early_stopping.patience"
         if self.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC:
@@ -47,5 +48,5 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
-            # Lightning looks at it before the first batch, and ends the run as it does otherwise.
+            # Lightning reads it before the first batch, and ends the run as usual.
             trainer.should_stop = True

@@ -1,11 +1,9 @@
-"""The end of a run: the composite as a folder in the hub's layout, read back and compared before it is called done."""
+"""Writing a composite as a folder in the hub's layout, which is read back and compared before it counts as written."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +12,6 @@ from musicgen_train.files import atomic_folder
 from musicgen_train.hub.weights import CheckpointError, is_weight_file, list_some
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
-from musicgen_train.training.logs.origin import describe_amounts, is_hub_id
 from musicgen_train.training.weights.adapters import has_adapter, load_adapter_state, merged_state
 
 
@@ -27,17 +24,17 @@ def export_composite(
     trained: Mapping[str, torch.Tensor] | None = None,
     card: str,
 ) -> None:
-    """Write a composite, and make sure that what was written is what was trained.
+    """Write a composite, and check that what was written is what was trained.
 
     Args:
         composite: encoders, decoder and projection, on any device; an adapter in it is merged into the weights.
-        processor: goes with it.
-        folder: where to; made if need be.
-        batch: on which both are compared.
-        trained: decoder and projection in place of the composite's own, under its names (`decoder.*`,
-            `enc_to_dec_proj.*`), e.g. of the best checkpoint. Of a composite with an adapter, that adapter alone: the
-            composite has its values from then on.
-        card: the model card.
+        processor: the composite's processor.
+        folder: the folder to write, which is made if need be.
+        batch: the batch on which the logits of both are compared.
+        trained: tensors that take the place of the composite's own decoder and projection, under its names
+            (`decoder.*`, `enc_to_dec_proj.*`), e.g. those of the best checkpoint. Where the composite has an adapter,
+            the tensors of the adapter alone, which are loaded into the composite.
+        card: the model card, written as README.md.
 
     Raises:
         CheckpointError: what was read back differs from what was to be written.
@@ -53,10 +50,10 @@ def export_composite(
         state.update(trained)
     plain = _with_state(composite, state)
     if adapted:
-        # By way of train mode: in eval mode peft keeps DoRA's norms of weights that may have changed since.
+        # Going through train mode, because in eval mode peft keeps DoRA's norms from before the weights changed.
         composite.train().eval()
         _require_close(_logits(plain, batch), _logits(composite, batch))
-    # What was there before stays until what is written was read back and is right.
+    # A folder that was there before is only replaced once the new one was read back and is right.
     with atomic_folder(folder, obsolete=is_weight_file) as staging:
         plain.save_pretrained(staging)
         processor.save_pretrained(staging)
@@ -75,11 +72,11 @@ def compare_with_folder(
     """Read a folder back and compare every tensor bit by bit, and the logits of a batch up to rounding.
 
     Args:
-        composite: what was written.
+        composite: the model that was written.
         state: its tensors.
-        folder: where to.
-        batch: to compute the logits of.
-        name: what the folder is to be called, for errors, where that is another.
+        folder: the folder that was written.
+        batch: the batch whose logits are compared.
+        name: the folder's name in errors, where it is not `folder`.
 
     Raises:
         CheckpointError: they differ.
@@ -92,9 +89,8 @@ def compare_with_folder(
         raise CheckpointError(
             f"{name or folder} was read back with other tensors than were written: {list_some(different)}"
         )
-    # A model of its own, so that the trained one stays as it is: the same weights have to mean the same.
-    # Not to the last bit: how products are summed up depends on where in memory weights lie, and mapped files lie
-    # elsewhere.
+    # A copy, so that the trained model stays as it is. The logits may differ in the last bits: the order in which
+    # products are summed depends on where weights lie in memory, and mapped files lie elsewhere.
     expected = _logits(_with_state(composite, state), batch)
     rounding = float(expected.abs().max()) * torch.finfo(again.dtype).eps ** 0.5
     if not torch.allclose(_logits(again, batch), expected, rtol=0.0, atol=rounding):
@@ -113,7 +109,7 @@ def _with_state(
 
 
 def _require_close(merged: torch.Tensor, adapted: torch.Tensor) -> None:
-    # Sums in another order: they agree to float32's digits, through some dozens of layers.
+    # The order of the sums differs, so they agree to the precision of float32 through some dozens of layers.
     if not torch.allclose(merged, adapted, rtol=1e-3, atol=1e-3 * float(adapted.abs().max())):
         worst = float((merged - adapted).abs().max())
         raise CheckpointError(f"the merged weights give other logits than the adapter does, by up to {worst:.3g}")
@@ -127,62 +123,3 @@ def _logits(model: MusicgenForConditionalGeneration, batch: Batch) -> torch.Tens
     logits = decoder(labels=labels, encoder_hidden_states=text, encoder_attention_mask=batch.text_mask).logits
     assert isinstance(logits, torch.Tensor)
     return logits
-
-
-def model_card(provenance: Mapping[str, Any], config: str, metrics: Mapping[str, float], steps: int) -> str:
-    """The README.md of an exported model.
-
-    Args:
-        provenance: see `provenance.provenance`.
-        config: the run's resolved config, as YAML.
-        metrics: the last measured numbers.
-        steps: optimizer steps made.
-    """
-    base = provenance["init_from"]
-    lineage = f"base_model: {base}\n" if is_hub_id(base) else ""
-    amounts = describe_amounts(provenance["latents"])
-    numbers = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()))
-    return f"""---
-library_name: musicgen_train
-pipeline_tag: text-to-audio
-tags: [musicgen, music, audio]
-{lineage}---
-
-# A MusicGen model, trained with musicgen_train
-
-Started from {"random weights" if base == "scratch" else f"`{base}`"}, trained for {steps} steps on latents of
-{amounts}. Text and audio encoder are frozen and those of `{provenance["encoders"]}`.
-
-## Use
-
-```python
-from musicgen_train import MusicgenForConditionalGeneration, MusicgenProcessor
-
-processor = MusicgenProcessor.from_pretrained("FOLDER")
-model = MusicgenForConditionalGeneration.from_pretrained("FOLDER")
-inputs = processor(text=["a slow piano piece"], padding=True, return_tensors="pt")
-audio = model.generate(**inputs, max_new_tokens=503)  # (1, channels, samples)
-```
-
-The same lines work with `transformers` (`AutoProcessor`).
-
-## Numbers
-
-| metric | last value |
-| --- | --- |
-{numbers}
-
-Cross-entropies (`ce`) are in nats per code; q1 is the coarsest codebook.
-
-## Provenance
-
-```json
-{json.dumps(provenance, indent=2, sort_keys=True)}
-```
-
-## Config
-
-```yaml
-{config.strip()}
-```
-"""

@@ -1,7 +1,7 @@
-"""Memory of the process that a step has freed stays for the next one.
+"""Keeping freed memory in the process, for training on a CPU.
 
-A step on a CPU frees its activations at its end, and glibc gives much of that back to the system, whose pages the next
-step gets one by one, each filled with zeros. A GPU's memory is kept by torch itself.
+A step frees its activations at its end, and glibc returns much of that memory to the system. The next step then gets
+it back page by page, each page filled with zeros first. (On a GPU torch itself keeps freed memory.)
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import ctypes
 import os
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
-# What is larger still comes from the system and goes back to it: else clips of many lengths would leave gaps that
-# nothing fits into.
+# Bytes. Larger blocks still go back to the system: with clips of many lengths they would leave gaps that nothing fits
+# into.
 _LARGEST_KEPT = 2**25
 
 
 def keep_freed_memory() -> bool:
-    """Have the process keep what it frees, for good, but for tensors of more than 32 MiB.
+    """Let the process keep the memory that it frees, except for tensors of more than 32 MiB, until it ends.
 
     Returns:
-        Whether it does: not without glibc, nor where the user has set what malloc does (`MALLOC_...` or
+        False if nothing was changed: without glibc, or if the user has configured malloc (`MALLOC_...` or
         `GLIBC_TUNABLES` in the environment).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
@@ -30,5 +30,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library; the last is Windows'
         return False
-    # Either alone would leave the other where it is by default, since malloc then stops to adapt them.
+    # Both are needed: setting one stops malloc from adapting the other, which would then stay at its default.
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _NEVER))

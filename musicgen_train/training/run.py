@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
-from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.files import write_atomically
 from musicgen_train.models.attention import without_cudnn_attention
+from musicgen_train.training.cards import describe_base
 from musicgen_train.training.checkpoints.reading import read_plain
 from musicgen_train.training.checkpoints.resume_checks import require_same_run
 from musicgen_train.training.checks import run_checks
@@ -26,11 +25,10 @@ from musicgen_train.training.logs.loggers import close_loggers, require_account
 from musicgen_train.training.logs.origin import provenance, write_provenance
 from musicgen_train.training.memory import MemoryWatch, ModelMemory, Step
 from musicgen_train.training.module import MusicgenTraining
-from musicgen_train.training.precision import resolve_precision
 from musicgen_train.training.run_folder import (
     CHECKS_FOLDER,
     COMPOSITE_FOLDER,
-    CONFIG_NAME,
+    RUN_CONFIG_NAME,
     Opened,
     make_ready,
     open_run,
@@ -38,16 +36,11 @@ from musicgen_train.training.run_folder import (
 from musicgen_train.training.settings import RunSettings, read_settings
 from musicgen_train.training.step.optimizers import require_available
 from musicgen_train.training.trainer import (
-    configured_loggers,
+    callbacks_for,
     is_over,
-    make_callbacks,
     make_trainer,
-    needs_validation,
     quiet_lightning,
-    require_best,
     require_whole_weights,
-    shards_weights,
-    world_size,
 )
 from musicgen_train.training.weights.adapters import AdapterRecord, keep_only_adapter_in_state
 from musicgen_train.training.weights.ema import EMA
@@ -55,13 +48,13 @@ from musicgen_train.training.weights.sharding import ShardedTraining
 from musicgen_train.training.weights.starting import Start, load_start
 from musicgen_train.training.weights.trainable import adapter_entry, choose_parameters
 
-# Of clips; each is worth a plan of cuDNN's attention, which is then used for many steps.
+# cuDNN plans its attention anew for each length of clips; with more lengths than this a plan is used too seldom.
 _MOST_PLANNED_LENGTHS = 64
 
 
 @dataclass
 class Run:
-    """What a run made, for who calls it from Python."""
+    """What a run made, for callers from Python."""
 
     composite: Path
     module: MusicgenTraining
@@ -72,27 +65,17 @@ class Run:
 def run(cfg: DictConfig) -> Run:
     """Train as `configs/train.yaml` says: check, fit, export."""
     settings = read_settings(cfg)
-    require_available(instantiate(cfg.optimizer))
-    callbacks = make_callbacks(cfg)
-    require_whole_weights(cfg, callbacks)
-    require_account(configured_loggers(cfg))
-    cfg.trainer.max_steps = settings.max_steps  # a whole number, also where 1e5 was given
-    # Saved as it turned out on this machine, not as `auto`.
-    cfg.trainer.precision = resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
+    require_possible(settings)
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     quiet_lightning()
+
     data = LatentDataModule(
-        settings.data, seed=settings.seed, total_steps=settings.max_steps, world_size=world_size(cfg)
+        settings.data, seed=settings.seed, total_steps=settings.max_steps, world_size=settings.world_size
     )
-    if settings.export.weights == "best":
-        require_best(callbacks, data)
-    if data.validation_clips is None:
-        callbacks = {name: callback for name, callback in callbacks.items() if not needs_validation(callback)}
+    callbacks = callbacks_for(settings, data)
     opened = open_run_of_rank(settings)
-    checkpoint = opened.checkpoint
-    content = None if checkpoint is None else read_plain(checkpoint)
+    content = None if opened.checkpoint is None else read_plain(opened.checkpoint)
     resumed_step = None if content is None else int(content["global_step"])
-    over = content is not None and is_over(callbacks, content, settings.max_steps)
     start = load_start(
         settings.init_from, settings.encoders, settings.model, data.manifest, settings.data.parts[0].path, settings.seed
     )
@@ -100,26 +83,26 @@ def run(cfg: DictConfig) -> Run:
         start, settings.freezing, settings.adapter, init_from=settings.init_from, seed=settings.seed
     )
     if content is not None:
-        require_same_run(checkpoint, content, start.composite.decoder.config, data)
-    prepare_folder(settings.output, opened, goes_on_from=None if over else resumed_step)
-    origin = provenance(data, init_from=settings.init_from, encoders=str(start.encoders), seed=settings.seed)
-    write_records(cfg, origin, settings.output)
-    module = make_module(cfg, settings, start, adapter)
-    trainer = make_trainer(cfg, settings, start, data, callbacks, resumed_step)
+        require_same_run(opened.checkpoint, content, start.composite.decoder.config, data)
+    trains_on = content is not None and not is_over(callbacks, content, settings.max_steps)
+    begin_folder(settings, start, data, opened, resumed_step if trains_on else None)
 
-    describe(settings, module, data, trainer)
-    memory = watch_memory(cfg, settings, start, module, data, trainer, adapter)
+    module = make_module(settings, start, adapter)
+    trainer = make_trainer(settings, start, data, callbacks, resumed_step)
+    say_what_is_ahead(settings, module, data, trainer)
+    memory = watch_memory(settings, start, module, data, trainer, adapter)
     for line in memory.estimate() if memory else []:
         say(line)
     module.to(trainer.strategy.root_device)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    if settings.checks.enabled and checkpoint is None and trainer.is_global_zero:
+    if settings.checks.enabled and content is None and trainer.is_global_zero:
         run_checks(settings.checks, module, start.composite, data, settings.output / CHECKS_FOLDER, say)
     if memory:
         memory.begin()
+
     with without_cudnn_attention(has_many_lengths(data)):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=opened.checkpoint, weights_only=True)
     if resumed_step is not None and resumed_step >= settings.max_steps:
         end_again(trainer, module)
     for line in memory.report() if memory else []:
@@ -131,8 +114,19 @@ def run(cfg: DictConfig) -> Run:
     return Run(settings.output / COMPOSITE_FOLDER, module, data, trainer)
 
 
+def require_possible(settings: RunSettings) -> None:
+    """Refuse, before anything is read or written, what cannot work on this machine.
+
+    Raises:
+        ValueError: a package is missing, settings do not go together, or wandb has no account.
+    """
+    require_available(settings.make_optimizer)
+    require_whole_weights(settings)
+    require_account(settings.loggers)
+
+
 def open_run_of_rank(settings: RunSettings) -> Opened:
-    """See `run_folder.open_run`; the other ranks may come to a folder that the first has already made."""
+    """See `run_folder.open_run`; ranks that come later find the folder that the first has already made."""
     # Lightning keeps the rank there, read from what torchrun, SLURM or its own launcher has set.
     if getattr(rank_zero_only, "rank", 0) == 0 or settings.resume is not None:
         return open_run(settings.output, settings.resume)
@@ -140,28 +134,39 @@ def open_run_of_rank(settings: RunSettings) -> Opened:
 
 
 @rank_zero_only
-def prepare_folder(output: Path, opened: Opened, goes_on_from: int | None) -> None:
-    """Make the run's folder, and say what became of what is in it; see `run_folder.make_ready`."""
-    for line in make_ready(output, opened, goes_on_from):
+def begin_folder(
+    settings: RunSettings, start: Start, data: LatentDataModule, opened: Opened, goes_on_from: int | None
+) -> None:
+    """Make the run's folder ready, and write what decides the run's numbers before the first of them.
+
+    Args:
+        settings: those of the run.
+        start: what it starts from.
+        data: what it trains on.
+        opened: what was found in the folder.
+        goes_on_from: the step at which training is resumed; see `run_folder.make_ready`.
+    """
+    for line in make_ready(settings.output, opened, goes_on_from):
         say(line)
+    origin = provenance(
+        data,
+        init_from=settings.init_from,
+        base=describe_base(settings.init_from),
+        encoders=str(start.encoders),
+        seed=settings.seed,
+    )
+    write_provenance(settings.output, origin)
+    # The config comes last: it makes the folder one of a run.
+    write_atomically(settings.output / RUN_CONFIG_NAME, settings.recorded_config)
 
 
-@rank_zero_only
-def write_records(cfg: DictConfig, origin: dict[str, Any], output: Path) -> None:
-    """Write what decides the run's numbers, before the first of them; the config last, which makes it a run."""
-    write_provenance(output, origin)
-    write_atomically(output / CONFIG_NAME, OmegaConf.to_yaml(cfg, resolve=True))
-
-
-def make_module(
-    cfg: DictConfig, settings: RunSettings, start: Start, adapter: AdapterRecord | None
-) -> MusicgenTraining:
-    """The module that is trained: the composite's own decoder and projection."""
-    module_class = ShardedTraining if shards_weights(cfg.trainer.strategy) else MusicgenTraining
+def make_module(settings: RunSettings, start: Start, adapter: AdapterRecord | None) -> MusicgenTraining:
+    """The Lightning module around the composite's own decoder and projection, which are trained in place."""
+    module_class = ShardedTraining if settings.shards_weights else MusicgenTraining
     module = module_class(
         start.composite.decoder,
         start.composite.enc_to_dec_proj,
-        make_optimizer=instantiate(cfg.optimizer),
+        make_optimizer=settings.make_optimizer,
         schedule=settings.schedule,
         total_steps=settings.max_steps,
         seed=settings.seed,
@@ -174,10 +179,10 @@ def make_module(
     return module
 
 
-def describe(
+def say_what_is_ahead(
     settings: RunSettings, module: MusicgenTraining, data: LatentDataModule, trainer: lightning.Trainer
 ) -> None:
-    """Print what is about to happen."""
+    """Print the amount of data, the steps and the size of the model."""
     clips = data.train_clips
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     validation = 0 if data.validation_clips is None else len(data.validation_clips.frames)
@@ -196,15 +201,14 @@ def describe(
 
 
 def has_many_lengths(data: LatentDataModule) -> bool:
-    """Whether clips have so many lengths that planning cuDNN's attention for each is likely to cost more than it gains.
+    """Returns True if planning cuDNN's attention for each length of clips is likely to cost more than it gains.
 
-    (From torch's sources: no GPU was at hand to measure from how many lengths on that is so.)
+    The limit is a guess from torch's sources; it was not measured.
     """
     return len(np.unique(data.train_clips.frames)) > _MOST_PLANNED_LENGTHS
 
 
 def watch_memory(
-    cfg: DictConfig,
     settings: RunSettings,
     start: Start,
     module: MusicgenTraining,
@@ -212,8 +216,8 @@ def watch_memory(
     trainer: lightning.Trainer,
     adapter: AdapterRecord | None,
 ) -> MemoryWatch | None:
-    """The estimate of the run's memory; None where the weights are divided among devices, which it does not know."""
-    if shards_weights(cfg.trainer.strategy):
+    """The estimate of the run's memory; None where the weights are divided among devices, which it does not cover."""
+    if settings.shards_weights:
         return None
     device = trainer.strategy.root_device
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
@@ -221,7 +225,7 @@ def watch_memory(
     memory = ModelMemory(
         module,
         module.decoder.config,
-        instantiate(cfg.optimizer),
+        settings.make_optimizer,
         device=device,
         averages=any(callback.is_on(device) for callback in averages),
         beside=sum(value.nbytes for value in start.composite.audio_encoder.parameters()) if makes_audio else 0,

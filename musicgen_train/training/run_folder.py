@@ -1,4 +1,4 @@
-"""The folder of a training run: what is where, whether a run may write into it, and where it goes on."""
+"""The folder of a training run: its names, whether a run may write into it, and the checkpoint it resumes from."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musicgen_train.files import PARTIAL, write_atomically
-from musicgen_train.hub.folder import CONFIG_NAME as HUB_CONFIG_NAME
+from musicgen_train.hub.folder import CONFIG_NAME
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.provenance.record import PATCH_PREFIX
 from musicgen_train.training.checkpoints.reading import DAMAGED, Damaged, damage, newest_intact, remove_partial
 
-CONFIG_NAME = "config.yaml"
+RUN_CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
 METRICS_NAME = "metrics.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -23,7 +23,7 @@ ADAPTER_FOLDER = "adapter"
 SAMPLES_FOLDER = "samples"
 CHECKS_FOLDER = "checks"
 
-AUTO = "auto"
+_AUTO = "auto"
 
 _OUTDATED = (
     "composite/ is what this run had come to at an earlier end. It was made longer, and has gone on from step {step}: "
@@ -36,29 +36,29 @@ class Opened:
     """What was found in the folder of a run."""
 
     checkpoint: Path | None
-    """To go on from; None begins anew."""
+    """The checkpoint to resume from; None starts a new run."""
     damaged: list[Damaged] = field(default_factory=list)
-    """Checkpoints that were passed over."""
+    """Checkpoints that were passed over because they are damaged."""
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training run has begun in a folder."""
-    return (folder / PROVENANCE_NAME).is_file() and (folder / CONFIG_NAME).is_file()
+    """Returns True if a training run was started in a folder."""
+    return (folder / PROVENANCE_NAME).is_file() and (folder / RUN_CONFIG_NAME).is_file()
 
 
 def exported(run: Path) -> Path | None:
-    """The composite that a run has ended with; None where it has not, or has gone on since."""
+    """The composite that a run ended with; None if it has not ended, or was resumed since."""
     composite = run / COMPOSITE_FOLDER
-    ended = (composite / HUB_CONFIG_NAME).is_file() and not (run / OUTDATED_NAME).exists()
+    ended = (composite / CONFIG_NAME).is_file() and not (run / OUTDATED_NAME).exists()
     return composite if ended else None
 
 
 def newest_of(run: Path) -> Opened:
-    """The newest checkpoint of a run that is intact, and those that were passed over.
+    """Find the newest intact checkpoint of a run.
 
     Raises:
-        FileNotFoundError: it has none.
-        CheckpointError: it has only damaged ones.
+        FileNotFoundError: the run has no checkpoint.
+        CheckpointError: all its checkpoints are damaged.
     """
     opened = _newest(run)
     if opened.checkpoint is None:
@@ -69,27 +69,27 @@ def newest_of(run: Path) -> Opened:
 
 
 def open_run(output: Path, resume: str | None) -> Opened:
-    """See that a run may have a folder, and find the checkpoint to go on from. Nothing is written.
+    """Check that a run may use a folder, and find the checkpoint to resume from. Nothing is written.
 
     Args:
         output: the run's folder.
-        resume: None for a new run; `auto` to go on with the one in `output` if there is one; or the path of a
-            checkpoint, or of a run, whose newest is meant.
+        resume: None for a new run; `auto` to resume the run in `output` if there is one; or the path of a checkpoint,
+            or of a run, whose newest checkpoint is then taken.
 
     Raises:
         FileExistsError: `output` holds something that would be lost or mixed.
         FileNotFoundError: there is no such checkpoint.
-        CheckpointError: the checkpoint is damaged, or all that the run has are.
+        CheckpointError: the checkpoint is damaged, or all checkpoints of the run are.
     """
     if output.is_file():
         raise FileExistsError(f"output={output} is a file; give a folder")
     held = [name for name in _names(output) if not name.startswith(PARTIAL)]
-    # The first that a run writes: one that was killed then has nothing else.
+    # A run writes these first; if it was killed right after, the folder holds nothing else.
     begun = is_run(output) or all(name == PROVENANCE_NAME or name.startswith(PATCH_PREFIX) for name in held)
     if held and not begun:
         shown = ", ".join(held[:5]) + (", ..." if len(held) > 5 else "")
         raise FileExistsError(f"output={output} holds something else ({shown}); choose another folder")
-    if resume == AUTO:
+    if resume == _AUTO:
         return _newest(output)
     if resume is not None:
         return _given(Path(resume).expanduser())
@@ -101,16 +101,16 @@ def open_run(output: Path, resume: str | None) -> Opened:
 
 
 def make_ready(output: Path, opened: Opened, goes_on_from: int | None = None) -> list[str]:
-    """Make a run's folder, and put away what cannot be used. For one process only.
+    """Make a run's folder, and put damaged checkpoints aside. To be called in one process only.
 
     Args:
         output: the run's folder.
         opened: what was found in it.
-        goes_on_from: the step after which training goes on. What an earlier end of the run has exported is then marked
-            as outdated: it is no longer what the run has come to. It stays, since others may use its encoders.
+        goes_on_from: the step after which training goes on; None if it does not. A composite that an earlier end of
+            the run exported is then marked as outdated; it stays, because other runs may use its encoders.
 
     Returns:
-        What was found, a line each.
+        Lines that tell what was done, to be printed.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Listening while a run goes on: fixed prompts with fixed seeds, so that only the model changes between samples."""
+"""Samples during a run: fixed prompts with fixed seeds, so that only the model changes from one to the next."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from musicgen_train.training.weights.sharding import ShardedTraining, whole_comp
 
 @dataclass(kw_only=True)
 class SampleSettings:
-    """What is sampled during a run."""
+    """Which samples are made during a run, and how."""
 
     prompts: list[str]
-    """One clip each; an empty one is unconditional."""
+    """One sample is made of each; an empty prompt is unconditional."""
     every: int
     """Steps between samples; 0 for none. The first are made before training, the last after it."""
     seconds: float
-    """Length of each."""
+    """Length of each sample."""
     guidance_scale: float
     top_k: int
     temperature: float
     seed: int
-    """Prompt i is always drawn with `seed + i`."""
+    """Prompt i is always sampled with `seed + i`."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -51,13 +51,13 @@ class SampleSettings:
 class SamplePrompts(lightning.Callback):
     """Writes `step_<step>/prompt_<i>.wav` and `.png`, and gives both to loggers that show media.
 
-    Sampling leaves no trace in training: it has its own generators, and the decoder goes back to its mode.
+    Sampling does not change training: it has its own generators, and puts the decoder back into its mode.
 
     Args:
         settings: see `SampleSettings`.
-        composite: the frozen encoders around the very decoder and projection that are trained.
-        processor: of its text.
-        folder: where to.
+        composite: the frozen encoders around the decoder and projection that are trained.
+        processor: the composite's processor, which tokenizes the prompts.
+        folder: the folder to write into.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SamplePrompts(lightning.Callback):
         composite = self._composite
         with averaged_weights(trainer, pl_module):
             if isinstance(pl_module, ShardedTraining):
-                # All ranks take part in putting the weights together; one of them is enough to sample.
+                # All ranks take part in gathering the weights; one of them samples.
                 state = trainer.strategy.lightning_module_state_dict()
                 if trainer.is_global_zero:
                     composite = whole_composite(composite, state, pl_module.device)
@@ -115,7 +115,7 @@ class SamplePrompts(lightning.Callback):
                 )
 
     def draw(self, composite: MusicgenForConditionalGeneration, device: torch.device) -> torch.Tensor:
-        """The audio of all prompts, float32 `(prompts, channels, samples)` on the CPU."""
+        """Generate the audio of all prompts, float32 `(prompts, channels, samples)` on the CPU."""
         settings = self._settings
         frames = max(1, round(settings.seconds * composite.config.audio_encoder.frame_rate))
         mode = composite.decoder.training
@@ -124,9 +124,9 @@ class SamplePrompts(lightning.Callback):
         for part in parts:
             part.eval()
         try:
-            # Compiled layers would be compiled again for every length of the cache.
+            # Compiled layers would be compiled anew for every length of the key-value cache.
             with torch.compiler.set_stance("force_eager"):
-                # Greedy where top_k is 1; else each prompt has a generator of its own, whatever the others are.
+                # Each prompt has its own generator, so its sample does not depend on the other prompts.
                 audio = composite.generate(
                     encoder_outputs=(self._states.to(device),),
                     attention_mask=self._mask.to(device),
@@ -151,7 +151,10 @@ class SamplePrompts(lightning.Callback):
 def encode_prompts(
     composite: MusicgenForConditionalGeneration, processor: MusicgenProcessor, prompts: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text states `(prompts, length, width)` and mask; an empty prompt is the null condition, a mask of zeros."""
+    """Encode prompts to text states `(prompts, length, width)` and a mask `(prompts, length)`.
+
+    An empty prompt is the null condition: its mask is all zeros.
+    """
     inputs = processor(text=prompts, padding=True, return_tensors="pt")
     mask = inputs["attention_mask"] * torch.tensor([bool(prompt.strip()) for prompt in prompts])[:, None]
     states = composite.text_encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -159,7 +162,7 @@ def encode_prompts(
 
 
 def _show(logger: Any, name: str, prompt: str, sound: Path, picture: Path, step: int) -> None:
-    # Lightning's loggers that show media have these methods; others get none.
+    # Lightning's loggers that show media have these methods.
     if hasattr(logger, "log_audio"):
         logger.log_audio(name, [str(sound)], step=None, caption=[f"{prompt} (step {step})"])
     if hasattr(logger, "log_image"):

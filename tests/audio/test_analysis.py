@@ -1,4 +1,4 @@
-"""Measurements of signals whose answers are known beforehand."""
+"""Tests measurements of signals whose answers are known beforehand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tones(frequencies: list[float], seconds: float = 3.0, rate: int = RATE, ampl
 
 
 def clicks(period: float, seconds: float = 8.0, rate: int = RATE) -> torch.Tensor:
-    """Short bursts of noise, the first at a quarter of a second."""
+    """Make short bursts of noise, the first at a quarter of a second."""
     audio = torch.zeros(1, round(seconds * rate))
     burst = 0.5 * torch.randn(rate // 50, generator=torch.Generator().manual_seed(0))
     for start in np.arange(0.25, seconds - 0.1, period):

@@ -1,4 +1,4 @@
-"""Reading and writing sound: against soundfile, torchaudio and values worked out by hand."""
+"""Tests reading and writing sound against soundfile, torchaudio and values worked out by hand."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ else:
 
 
 def test_the_ffmpeg_command_reads_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the command, since a bare machine has none: what it is asked for, and how its answer is read."""
+    """Puts a stand-in for the command, which a bare machine lacks: checks its arguments and how its output is read."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("ffmpeg", "ffprobe"):

@@ -1,33 +1,21 @@
-"""`scripts/convert.py merge-adapter`, as a command."""
+"""`musicgen-train convert merge-adapter`, as a command."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from tiny_latents import write_composite
 
 from musicgen_train import MusicgenForConditionalGeneration
+from musicgen_train.convert.__main__ import main
 from musicgen_train.training.weights.adapter_files import save_adapter
 from musicgen_train.training.weights.adapters import AdapterSettings, add_adapter, merged_state
 from musicgen_train.training.weights.freezing import FreezeSettings
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts/convert.py"
-    spec = importlib.util.spec_from_file_location("convert_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_an_adapter_becomes_a_model(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_composite(tmp_path / "base")
     model = MusicgenForConditionalGeneration.from_pretrained(base)
     settings = AdapterSettings(rank=2, alpha=4, dropout=0, targets=["heads"], dora=False, rank_stabilized=False)
@@ -40,14 +28,14 @@ def test_an_adapter_becomes_a_model(script: ModuleType, tmp_path: Path, capsys: 
 
     moved = base.rename(tmp_path / "moved")
     arguments = ["merge-adapter", str(tmp_path / "adapter"), str(tmp_path / "merged")]
-    assert script.main(arguments) == 1
+    assert main(arguments) == 1
     assert str(base) in capsys.readouterr().err
-    assert script.main([*arguments, "--base", str(moved)]) == 0
+    assert main([*arguments, "--base", str(moved)]) == 0
     assert "read back and equal: all tensors" in capsys.readouterr().out
     found = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "merged").state_dict()
     expected = merged_state(model)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
-    assert script.main([*arguments, "--base", str(moved)]) == 1
+    assert main([*arguments, "--base", str(moved)]) == 1
     assert "is not empty; choose another folder, or add --overwrite" in capsys.readouterr().err
-    assert script.main([*arguments, "--base", str(moved), "--overwrite"]) == 0
+    assert main([*arguments, "--base", str(moved), "--overwrite"]) == 0

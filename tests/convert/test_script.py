@@ -1,8 +1,7 @@
-"""`scripts/convert.py` as people run it."""
+"""`musicgen-train convert` and `scripts/convert.py`, as people run them."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_audiocraft import lm_state_by_hand, settings_by_hand, write_package
+
+from musicgen_train.convert.__main__ import main as verb
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert.py"
 
@@ -31,14 +32,8 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def main(arguments: Sequence[str | Path]) -> int:
-    """The script's main in this process, for the cases that need no process of their own."""
-    spec = importlib.util.spec_from_file_location("convert_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    code: int = module.main([str(argument) for argument in arguments])
-    return code
+    """The verb in this process, for the cases that need no process of their own."""
+    return verb([str(argument) for argument in arguments])
 
 
 def test_there_to_stereo_and_back(

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 import soundfile
 import torch
 
-from musicgen_train.doctor import devices
+from musicgen_train.doctor import compute
 from musicgen_train.doctor.__main__ import main
-from musicgen_train.doctor.devices import look_at_devices, look_at_torch
+from musicgen_train.doctor.compute import look_at_compute, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
 from musicgen_train.doctor.findings import Finding, Status, as_text, guarded, note, ok, wrong
 from musicgen_train.doctor.media import look_at_audio, look_at_tokenizer
-from musicgen_train.doctor.packages import look_at_packages
+from musicgen_train.doctor.packages import EXTRAS, look_at_packages
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
 
@@ -109,6 +110,30 @@ def test_what_is_required_is_compared(
         assert found[0].remedy == f"pip install '{requirement}'"
 
 
+def test_an_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "torch>=2.0",
+        "torch>=2.0; extra == 'lora'",
+        "no-such-package; extra == 'slurm'",
+        "torch<2; extra == 'dev'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    findings = list(look_at_packages())
+    lora, slurm, dev = (of_topic(findings, f"extra {name}") for name in ("lora", "slurm", "dev"))
+    assert (lora.status, lora.what.partition(",")[0]) == (Status.OK, f"torch {importlib.metadata.version('torch')}")
+    assert (slurm.status, slurm.remedy) == (Status.NOTE, "pip install 'musicgen-train[slurm]'")
+    assert (
+        slurm.what == "no-such-package not installed. It is needed only for starting SLURM jobs from the command line"
+    )
+    assert dev.status == Status.NOTE
+    assert "but <2 is needed" in dev.what
+
+
+def test_every_extra_of_the_package_is_looked_at() -> None:
+    content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert EXTRAS.keys() == content["project"]["optional-dependencies"].keys()
+
+
 def test_a_torchaudio_that_does_not_load_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     found = of_topic(list(look_at_torch()), "torchaudio")
@@ -122,7 +147,7 @@ def test_a_driver_without_a_usable_gpu_is_wrong(monkeypatch: pytest.MonkeyPatch,
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = of_topic(list(look_at_devices()), "GPU")
+    found = of_topic(list(look_at_compute()), "GPU")
     assert found.status == Status.WRONG
     assert "there is an NVIDIA driver (570.1), and torch" in found.what
 
@@ -130,14 +155,14 @@ def test_a_driver_without_a_usable_gpu_is_wrong(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_described() -> None:
-    found = of_topic(list(look_at_devices()), "GPU 0")
+    found = of_topic(list(look_at_compute()), "GPU 0")
     assert found.status == Status.OK
     assert torch.cuda.get_device_name(0) in found.what
 
 
 def test_more_threads_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
-    found = of_topic(list(look_at_devices()), "threads")
+    found = of_topic(list(look_at_compute()), "threads")
     assert (found.status, found.remedy.partition("=")[0]) == (Status.NOTE, "export OMP_NUM_THREADS")
 
 
@@ -193,7 +218,8 @@ def test_a_full_disk_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.mark.parametrize(("reason", "status"), [(None, Status.OK), ("no C compiler here", Status.NOTE)])
 def test_whether_there_is_c_code(reason: str | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "reason_without_any", lambda: reason)
-    found = of_topic(list(look_at_devices()), "C code")
+    monkeypatch.setattr(compute, "reason_without_any", lambda: reason)
+    found = of_topic(list(look_at_compute()), "C code")
     assert found.status is status
     assert (reason or "compiled") in found.what
+    assert ("twice the time" in found.what) == (reason is not None)

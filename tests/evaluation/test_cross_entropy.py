@@ -10,7 +10,7 @@ from tiny_world import CAPTIONS, FRAMES, World
 
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.evaluation.cross_entropy import CodebookScores, CodeUse, code_use, score
+from musicgen_train.evaluation.cross_entropy import CodeUse, SplitScores, code_use, score_split
 from musicgen_train.evaluation.split_clips import Condition, SplitClips, choose_split, spread_rows
 from musicgen_train.evaluation.tables import cross_entropy_table
 
@@ -57,7 +57,7 @@ def by_loop(world: World, clips: SplitClips, condition: Condition) -> tuple[list
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_it_is_the_definition(world: World, condition: Condition, batch_size: int) -> None:
     clips = all_clips(world)
-    found = score(world.model, clips.batches(batch_size, condition))
+    found = score_split(world.model, clips.batches(batch_size, condition))
     nats, accuracy, counts = by_loop(world, clips, condition)
     assert found.positions.tolist() == counts == [sum(FRAMES) - 5 * delay for delay in range(4)]
     assert found.cross_entropy.tolist() == pytest.approx(nats, rel=1e-5)
@@ -68,14 +68,14 @@ def test_it_is_the_definition(world: World, condition: Condition, batch_size: in
 
 def test_conditions_differ(world: World) -> None:
     conditions: tuple[Condition, ...] = ("own", "another clip's", "none")
-    losses = [score(world.model, all_clips(world).batches(3, condition)).loss for condition in conditions]
+    losses = [score_split(world.model, all_clips(world).batches(3, condition)).loss for condition in conditions]
     assert len({round(loss, 4) for loss in losses}) == 3
 
 
 def test_batches_are_counted_and_the_mode_stays(world: World) -> None:
     seen: list[Batch] = []
     world.model.decoder.train()
-    score(world.model, all_clips(world).batches(2), seen.append)
+    score_split(world.model, all_clips(world).batches(2), seen.append)
     assert world.model.decoder.training
     world.model.decoder.eval()
     assert [len(batch) for batch in seen] == [2, 2, 1]
@@ -83,7 +83,7 @@ def test_batches_are_counted_and_the_mode_stays(world: World) -> None:
 
 def test_nothing_to_score(world: World) -> None:
     with pytest.raises(ValueError, match="nothing to score"):
-        score(world.model, [])
+        score_split(world.model, [])
 
 
 def test_code_use_by_hand() -> None:
@@ -131,8 +131,8 @@ def test_rows_are_spread() -> None:
     assert spread_rows(5, 0) == []
 
 
-def scores(*nats: float) -> CodebookScores:
-    return CodebookScores(
+def scores(*nats: float) -> SplitScores:
+    return SplitScores(
         cross_entropy=torch.tensor(nats, dtype=torch.float64),
         accuracy=torch.full((len(nats),), 0.25, dtype=torch.float64),
         positions=torch.full((len(nats),), 10),

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_train.evaluation.curves import Chart, Curve, charts_of_run, draw, read_metrics, thin_out, ticks
+from musicgen_train.evaluation.report.curves import (
+    Chart,
+    Curve,
+    charts_of_run,
+    draw_chart,
+    read_metrics,
+    thin_out,
+    ticks,
+)
 
 
 def test_cells_that_are_empty_or_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -58,7 +66,7 @@ def test_the_drawing() -> None:
             Curve(label="empty", points=[]),
         ],
     )
-    root = ElementTree.fromstring(draw(chart))
+    root = ElementTree.fromstring(draw_chart(chart))
     assert root.get("aria-label") == 'A <"chart"> over training steps: first from 1 to 2; single from 2.5 to 2.5'
     (line,) = root.findall("polyline")
     points = [tuple(map(float, point.split(","))) for point in (line.get("points") or "").split()]
@@ -75,7 +83,7 @@ def test_the_drawing() -> None:
 
 @pytest.mark.parametrize("points", [[(1, 5.0), (2, 5.0)], [(7, 0.0), (7, 0.0)], [(1, 1e-6), (2000, 3e-6)], [(1, -2.0)]])
 def test_flat_and_tiny_curves(points: list[tuple[float, float]]) -> None:
-    drawn = draw(Chart(title="flat", curves=[Curve(label="flat", points=points)]))
+    drawn = draw_chart(Chart(title="flat", curves=[Curve(label="flat", points=points)]))
     assert not re.search("nan|inf", drawn)
     ElementTree.fromstring(drawn)
 

@@ -78,13 +78,12 @@ def test_a_set_is_at_no_distance_from_itself() -> None:
     assert table.rows[0].values["windows"] == 15
 
 
-def test_clips_are_resampled_and_cut() -> None:
-    at_32_khz = notes(220, rate=32_000)
-    embedded = embed_clips(LogMelStatistics(), [at_32_khz, at_32_khz], 32_000, longest_seconds=1.6)
-    assert embedded.shape == (4, 60)
-    expected = LogMelStatistics().embed(notes(220))[:2]
+def test_clips_are_resampled() -> None:
+    at_32_khz, expected = notes(220, rate=32_000), LogMelStatistics().embed(notes(220))
+    embedded = embed_clips(LogMelStatistics(), [at_32_khz, at_32_khz], 32_000)
+    assert embedded.shape == (2 * len(expected), 60)
     # Resampling touches what is near the end of the band only.
-    torch.testing.assert_close(embedded[:2, 0], expected[:, 0], rtol=0.05, atol=0.5)
+    torch.testing.assert_close(embedded[: len(expected), 0], expected[:, 0], rtol=0.05, atol=0.5)
 
 
 class Loudness:

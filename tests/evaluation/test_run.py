@@ -25,7 +25,7 @@ from musicgen_train.audio.io import write_audio
 from musicgen_train.evaluation.run import run
 from musicgen_train.evaluation.tables import frechet_table
 from musicgen_train.metrics.embedders import LogMelStatistics
-from musicgen_train.metrics.signal_statistics import measure
+from musicgen_train.metrics.signal_statistics import measure_signal
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["jazz guitar", "", '<script>alert("x")</script> & drums']
@@ -132,7 +132,7 @@ def test_references_are_the_stored_codes_decoded(world: World, report: Path) -> 
     assert len(written) == FRAMES[2] * 8
     gain = 10 ** (sample["reference"]["gain_db"] / 20)
     np.testing.assert_allclose(written, gain * expected.numpy(), atol=1e-4)
-    measured, found = measure(expected[None], 320, world.clips[2], 40), sample["reference"]["signal"]
+    measured, found = measure_signal(expected[None], 320, world.clips[2], 40), sample["reference"]["signal"]
     for name in ("peak_dbfs", "rms_dbfs", "centroid_hz", "held_share"):
         assert found[name] == pytest.approx(getattr(measured, name), rel=1e-3), name
 

@@ -1,4 +1,4 @@
-"""Weight files of every format, whole and damaged, against what safetensors, torch and transformers write and read."""
+"""Tests weight files of every format, whole and damaged, against safetensors, torch and transformers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _made(parent: Path, name: str) -> str:
 
 
 class ReferenceModel(PreTrainedModel):
-    """A model of transformers, which writes the reference's files."""
+    """Is a model of transformers, which writes the reference's files."""
 
     config_class = PretrainedConfig
 
@@ -196,7 +196,7 @@ def test_mapped_tensors_outlive_their_file(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Unpickling it runs code: it writes a file."""
+    """Runs code when it is unpickled: it writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -54,7 +54,7 @@ def result(extractor: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
 
 
 def assert_same(ours: Any, expected: Any) -> None:
-    """The same keys, kinds, dtypes and values; None where both refuse."""
+    """Assert the same keys, types, dtypes and values; None stands for a refusal of both."""
     assert (ours is None) == (expected is None)
     if ours is None:
         return

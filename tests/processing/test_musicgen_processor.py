@@ -23,7 +23,7 @@ RATE = 32_000
 
 
 def write_hub_folder(folder: Path, *, channels: int = 1, padding_side: str = "left") -> None:
-    """The processor files of a MusicGen repository on the hub."""
+    """Write the processor files of a MusicGen repository on the hub."""
     write_t5_tokenizer_folder(folder)
     config = {
         "chunk_length_s": None,
@@ -41,7 +41,7 @@ def write_hub_folder(folder: Path, *, channels: int = 1, padding_side: str = "le
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Path]:
-    """A hub folder by number of channels and padding side."""
+    """Return hub folders by number of channels and padding side."""
     made = {}
     for channels in (1, 2):
         for side in ("left", "right"):
@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], P
 
 
 def both(folder: Path) -> tuple[MusicgenProcessor, Any]:
-    """Ours and the reference's, of one folder."""
+    """Return our processor and the reference's, loaded from one folder."""
     return MusicgenProcessor.from_pretrained(folder), transformers.MusicgenProcessor.from_pretrained(folder)
 
 
@@ -60,7 +60,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """Equal in keys, types, dtypes and values, at every depth."""
+    """Assert equal keys, types, dtypes and values at every depth."""
     if isinstance(expected, Mapping):
         assert sorted(found) == sorted(expected)
         for name in expected:
@@ -238,7 +238,7 @@ def test_token_ids_decode_as_the_reference(folders: dict[tuple[int, str], Path])
 
 
 def same_processor(one: Any, other: Any) -> None:
-    """Two processors, ours or the reference's, do the same."""
+    """Assert that two processors, ours or the reference's, do the same."""
     for call in (
         {"text": TEXTS, "padding": True, "return_tensors": "pt"},
         {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -204,3 +206,13 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     # The file is what it is meant to be: loaded without care it does execute.
     torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert trace.exists()
+
+
+def test_a_checkpoint_is_read_without_lightning() -> None:
+    modules = [f"musicgen_train.training.{name}" for name in ("weights.starting", "weights.merged", "run_folder")]
+    code = (
+        f"import sys, {', '.join(modules)}; "
+        "print([name for name in ('lightning', 'hydra', 'peft', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

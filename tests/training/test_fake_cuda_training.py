@@ -22,6 +22,7 @@ from musicgen_train.evaluation import cross_entropy
 from musicgen_train.preprocess.encoding.encoders import AudioCoder, TextCoder
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.step.schedule import ScheduleSettings
+from musicgen_train.training.step.verdict import measure_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -64,11 +65,11 @@ def test_a_step_looks_at_the_device_once(precision: str, attend_to_padding: bool
                 parameter.grad = torch.zeros_like(parameter)
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
             assert not watch.looks
-            module._loss_and_norm(norm)
-            assert watch.looks == ["MusicgenTraining._loss_and_norm"]
+            measure_step(module._parts[0].share, norm)
+            assert watch.looks == ["measure_step"]
             nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
             module.validation_step(batch(), 0)
-        assert watch.looks == ["MusicgenTraining._loss_and_norm"]
+        assert watch.looks == ["measure_step"]
 
 
 def test_evaluation_scores_on_the_device() -> None:

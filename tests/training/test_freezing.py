@@ -11,7 +11,12 @@ from tiny_latents import ClipSpec, write_latents
 from tiny_run import RunWith
 
 from musicgen_train import MusicgenForConditionalGeneration
-from musicgen_train.training.weights.freezing import GROUPS, FreezeSettings, group_of, is_trainable_part
+from musicgen_train.training.weights.freezing import (
+    PARAMETER_GROUPS,
+    FreezeSettings,
+    group_predicate,
+    is_trainable_part,
+)
 
 PARTS = {
     "embeddings": r"embed_tokens",
@@ -32,17 +37,17 @@ def names(composite: Path) -> list[str]:
 
 def test_every_parameter_is_in_one_group(names: list[str]) -> None:
     for name in names:
-        [group] = [group for group in GROUPS if group_of(group, 2, "freeze")(name)]
+        [group] = [group for group in PARAMETER_GROUPS if group_predicate(group, 2, "freeze")(name)]
         assert re.search(PARTS[group], name)
 
 
 def test_layers_are_ranges_with_both_ends() -> None:
-    within = group_of("layers.2-11", 24, "freeze")
+    within = group_predicate("layers.2-11", 24, "freeze")
     found = [layer for layer in range(24) if within(f"decoder.model.decoder.layers.{layer}.fc1.weight")]
     assert found == list(range(2, 12))
     assert not within("decoder.model.decoder.layer_norm.weight")
-    assert group_of("layers.3", 24, "freeze")("decoder.model.decoder.layers.3.self_attn_layer_norm.bias")
-    assert not group_of("layers.3", 24, "freeze")("decoder.model.decoder.layers.13.fc1.weight")
+    assert group_predicate("layers.3", 24, "freeze")("decoder.model.decoder.layers.3.self_attn_layer_norm.bias")
+    assert not group_predicate("layers.3", 24, "freeze")("decoder.model.decoder.layers.13.fc1.weight")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from musicgen_train.launch import CONFIG_FOLDER
 from musicgen_train.training.memory import GIB, ModelMemory, Step
 from musicgen_train.training.settings import read_settings
 from musicgen_train.training.weights.adapters import AdapterRecord, AdapterSettings, inject, modules_pattern
-from musicgen_train.training.weights.freezing import GROUPS, group_of
+from musicgen_train.training.weights.freezing import PARAMETER_GROUPS, group_predicate
 
 GIVEN = ["data.path=LATENTS", "init_from=MODEL", "output=RUN", "trainer.max_steps=3"]
 # Of the codec in float32; and what CUDA, the driver and the allocator take of a card.
@@ -39,7 +39,7 @@ def model_of(size: str, adapted: bool) -> tuple[nn.Module, MusicgenDecoderConfig
     if not adapted:
         return model, config, None
     settings = AdapterSettings(**compose("train", *GIVEN, "adapter=lora").adapter)
-    groups = [group_of(name, config.num_hidden_layers, "") for name in settings.targets]
+    groups = [group_predicate(name, config.num_hidden_layers, "") for name in settings.targets]
     names = [
         name
         for name, module in model.named_modules()
@@ -113,4 +113,4 @@ def test_presets_win_over_experiments_and_the_command_line_over_both() -> None:
 
 
 def test_groups_that_an_adapter_takes_are_groups() -> None:
-    assert set(compose("train", *GIVEN, "adapter=lora").adapter.targets) <= set(GROUPS)
+    assert set(compose("train", *GIVEN, "adapter=lora").adapter.targets) <= set(PARAMETER_GROUPS)

@@ -30,6 +30,7 @@ from musicgen_train.training.step.health import (
     not_finite,
 )
 from musicgen_train.training.step.schedule import ScheduleSettings
+from musicgen_train.training.step.verdict import leave_out
 
 SETTINGS = HealthSettings(max_skipped_in_a_row=3, max_skipped=5, spike_threshold=8.0, spike_window=20)
 LIMIT = 0.05
@@ -296,7 +297,7 @@ def test_state_goes_through_a_checkpoint() -> None:
     health = Health(SETTINGS)
     for loss in (1.0, 2.0, 3.0):
         health.kept(loss)
-    health.skip(4, NotFinite(codebooks=[1]))
+    leave_out(4, NotFinite(codebooks=[1]), health)
     again = Health(SETTINGS)
     again.load_state_dict(json.loads(json.dumps(health.state_dict())))
     assert again.state_dict() == health.state_dict()
@@ -316,12 +317,12 @@ def test_a_spike_that_a_checkpoint_falls_into_is_neither_said_again_nor_lost() -
 def test_limits_in_a_row_and_in_all() -> None:
     health = Health(SETTINGS)
     for step in (1, 2):
-        health.skip(step, NotFinite())
+        leave_out(step, NotFinite(), health)
     assert not health.kept(1.0)  # not in a row any more
     for step in (4, 5):
-        health.skip(step, NotFinite())
+        leave_out(step, NotFinite(), health)
     with pytest.raises(UnhealthyRunError, match=r"stopped at step 6: 3 steps in a row .*max_skipped_in_a_row=3"):
-        health.skip(6, NotFinite())
+        leave_out(6, NotFinite(), health)
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tiny_run import RunWith
 
 from musicgen_train.data.latent_dataset import LatentDataset
-from musicgen_train.training.export import model_card
-from musicgen_train.training.logs.origin import describe_amounts, is_hub_id
+from musicgen_train.training.logs.origin import describe_amounts
 from musicgen_train.training.module import MusicgenTraining
 
 STEPS = ["trainer.max_steps=4", "callbacks.last.every_n_train_steps=2", "validate_every=4"]
@@ -56,7 +54,7 @@ def test_the_record_names_the_data_and_the_card_has_it(run_with: RunWith, latent
     assert data["path"] == str(latents)
     assert data["fingerprint"] == LatentDataset(latents, "train").fingerprint()
     assert data["splits"]["train"]["clips"] == 11
-    assert {"command", "started", "seed", "git", "versions", "machine", "init_from", "encoders"} <= found.keys()
+    assert {"command", "started", "seed", "git", "versions", "machine", "init_from", "base", "encoders"} <= found.keys()
     card = (made.composite / "README.md").read_text()
     recorded = json.loads(card.partition("```json")[2].partition("```")[0])
     assert recorded["latents"] == [data]
@@ -70,15 +68,3 @@ def test_amounts_in_words() -> None:
     assert describe_amounts([one]) == words
     mixed = [{**one, "share": 0.7}, {**one, "path": "prior", "share": 0.3}]
     assert describe_amounts(mixed) == f"70.0% from own: {words}; 30.0% from prior: {words}"
-
-
-def test_the_card_links_to_a_base_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = {"path": "x", "share": 1.0, "splits": {}}
-    for init_from, line in (("facebook/musicgen-small", True), ("scratch", False), (str(tmp_path), False)):
-        origin = {"init_from": init_from, "latents": [data], "encoders": "x"}
-        front_matter = yaml.safe_load(model_card(origin, "", {}, 1).split("---")[1])
-        assert front_matter.get("base_model") == (init_from if line else None)
-        assert front_matter["pipeline_tag"] == "text-to-audio"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models" / "mine").mkdir(parents=True)
-    assert not is_hub_id("models/mine")

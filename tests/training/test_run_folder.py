@@ -17,6 +17,7 @@ from tiny_run import TRAIN, VALIDATION, RunWith, compose
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.training.logs.loggers import make_logger
 from musicgen_train.training.run_folder import make_ready, open_run
+from musicgen_train.training.settings import read_settings
 
 SIX = ["trainer.max_steps=6", "callbacks.last.every_n_train_steps=2", "schedule=constant", "validate_every=3"]
 
@@ -194,11 +195,12 @@ def test_a_run_that_was_moved_knows_its_best(run_with: RunWith, tmp_path: Path) 
 
 
 def test_wandb_is_given_the_same_id(tmp_path: Path) -> None:
-    config = compose("train", "logger=wandb", f"output={tmp_path}").logger.wandb
-    first, second = (make_logger(config, tmp_path) for _ in range(2))
+    given = ["data.path=LATENTS", "init_from=MODEL", "trainer.max_steps=1", "logger=wandb", f"output={tmp_path}"]
+    [make] = read_settings(compose("train", *given)).loggers
+    first, second = (make_logger(make, tmp_path) for _ in range(2))
     assert first.version == second.version == (tmp_path / "wandb_run_id.txt").read_text()
-    config.id = "mine"
-    assert make_logger(config, tmp_path).version == "mine"
+    [make] = read_settings(compose("train", *given, "logger.wandb.id=mine")).loggers
+    assert make_logger(make, tmp_path).version == "mine"
 
 
 @pytest.mark.heavy

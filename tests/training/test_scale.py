@@ -24,9 +24,11 @@ from torch.nn import functional as F
 from musicgen_train import MusicgenForConditionalGeneration
 from musicgen_train.data.batch import Batch
 from musicgen_train.data.datamodule import DataSettings, LatentDataModule
-from musicgen_train.training.module import CHECKPOINT_KEY, MusicgenTraining
-from musicgen_train.training.precision import resolve_precision
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY
+from musicgen_train.training.module import MusicgenTraining
+from musicgen_train.training.settings import resolve_precision
 from musicgen_train.training.step.schedule import ScheduleSettings
+from musicgen_train.training.step.verdict import measure_step
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
@@ -330,7 +332,7 @@ def test_a_step_waits_for_no_device(composite: Path, checkpointing: bool) -> Non
     nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
     torch.optim.AdamW(parameters).step()
     with pytest.raises(RuntimeError):  # the one look of a step
-        module._loss_and_norm(norm)
+        measure_step(module._parts[0].share, norm)
 
 
 def test_every_parameter_is_used_where_sharding_gathers_it(composite: Path) -> None:

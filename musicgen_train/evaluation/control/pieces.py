@@ -1,5 +1,4 @@
-"""What the control test generates: captions that name properties, with the music they were written for where it is
-known.
+"""What the control test generates from: captions that name properties, with the music they were written for.
 
 Axes: C channels, S samples.
 """
@@ -7,19 +6,14 @@ Axes: C channels, S samples.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 
-from musicgen_train.audio.analysis import SHORTEST_SECONDS
-from musicgen_train.audio.io import resample, to_channels
-from musicgen_train.demo.corpus import make_track
-from musicgen_train.demo.hearing import requested
-from musicgen_train.demo.synthesis import SAMPLE_RATE
+from musicgen_train.evaluation.control.listener import Listener, PieceMaker
+from musicgen_train.evaluation.model import EvaluatedModel
 from musicgen_train.evaluation.requests import Request, dataset_requests, encode_texts
 from musicgen_train.evaluation.split_clips import SplitClips
-from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 
 
 @dataclass(kw_only=True)
@@ -37,74 +31,78 @@ class ControlSet:
     recordings: list[torch.Tensor] | None
     source: str
 
-    @property
-    def asked(self) -> list[dict[str, str]]:
-        """What each caption asks for."""
-        return [requested(request.text) for request in self.requests]
-
 
 def fresh_pieces(
-    count: int, seed: int, samples: int, model: MusicgenForConditionalGeneration, text_source: str
+    listener: Listener,
+    count: int,
+    seed: int,
+    samples: int,
+    evaluated: EvaluatedModel,
 ) -> ControlSet:
-    """Pieces of the demo's corpus that are made on the spot, with the captions that name everything.
+    """Pieces that the listener makes on the spot, with their captions.
 
     Args:
-        count: how many; styles take turns.
-        seed: of the corpus; one that nothing was trained on.
+        listener: who makes them.
+        count: how many.
+        seed: of the pieces; one that nothing was trained on.
         samples: length of the recordings at the codec's rate, that of what is generated.
-        model: the composite, for the texts and the recordings' rate and channels.
-        text_source: folder or hub id of its tokenizer.
+        evaluated: the model, for the texts and the recordings' rate and channels.
+
+    Raises:
+        ValueError: the listener makes no pieces.
     """
-    rate, channels = model.config.audio_encoder.sampling_rate, model.config.decoder.audio_channels
-    recordings, captions = [], []
-    for index in range(count):
-        # No shorter than what is cut off, whichever way the rates round.
-        track = make_track(seed, index, math.ceil(samples / rate * 10) / 10, stereo=channels == 2)
-        audio_CS = resample(torch.from_numpy(track.audio), SAMPLE_RATE, rate)
-        recordings.append(to_channels(audio_CS, channels)[:, :samples])
-        captions.append(track.description)
+    if not isinstance(listener, PieceMaker):
+        raise ValueError(
+            f"control.source=demo takes new pieces of the listener, but {type(listener).__name__} makes none; give "
+            "control.source=dataset and data.path"
+        )
+    pieces = [
+        listener.make_piece(seed, index, samples, evaluated.sampling_rate, evaluated.channels) for index in range(count)
+    ]
+    states = encode_texts([caption for caption, _ in pieces], evaluated.model, evaluated.text_source)
     requests = [
         Request(
             kind="control",
-            index=index,
-            text=text,
-            states_LD=states_LD,
-            identity=f"control/{seed}/{index}",
-            title=text,
-            origin={"corpus_seed": seed, "corpus_index": index - 1},
+            index=index + 1,
+            text=caption,
+            states_LD=states[index],
+            identity=f"control/{seed}/{index + 1}",
+            title=caption,
+            origin={"corpus_seed": seed, "corpus_index": index},
         )
-        for index, (text, states_LD) in enumerate(
-            zip(captions, encode_texts(captions, model, text_source), strict=True), start=1
-        )
+        for index, (caption, _) in enumerate(pieces)
     ]
-    return ControlSet(requests=requests, recordings=recordings, source=f"new pieces of the demo's corpus (seed {seed})")
+    recordings = [audio_CS for _, audio_CS in pieces]
+    return ControlSet(requests=requests, recordings=recordings, source=f"{listener.corpus} (seed {seed})")
 
 
-def dataset_clips(clips: SplitClips, max_frames: int) -> ControlSet:
+def dataset_clips(listener: Listener, clips: SplitClips, max_frames: int) -> ControlSet:
     """Clips of a dataset with their own captions; their codes, decoded, are the ceiling.
 
     Args:
+        listener: who reads the captions.
         clips: the rows.
         max_frames: the clips are cut to this length, that of what is generated.
 
     Raises:
         ValueError: fewer than two of the clips are long enough and have a caption that names a property.
     """
-    least = SHORTEST_SECONDS * clips.dataset.manifest.frame_rate
+    least = listener.shortest_seconds * clips.dataset.manifest.frame_rate
     naming = [
         request
         for request in dataset_requests(clips, max_frames=max_frames)
-        if requested(request.text) and _frames(request) >= least
+        if listener.requested(request.text) and _frames(request) >= least
     ]
     requests = [
         dataclasses.replace(request, kind="control", index=index, identity=f"control/{request.identity}")
         for index, request in enumerate(naming, start=1)
     ]
     if len(requests) < 2:
+        properties = dict.fromkeys(name for criterion in listener.criteria for name in criterion.needs)
         raise ValueError(
             f"only {len(requests)} of {len(clips)} clips of the split {clips.dataset.split} last "
-            f"{SHORTEST_SECONDS:g} s and have a caption that names a tempo, a key, an instrument or another property "
-            "that the control test can hear; take more with control.clips, or captions of the demo's corpus with "
+            f"{listener.shortest_seconds:g} s and have a caption that names something the control test can hear "
+            f"({', '.join(properties)}); take more with control.clips, or the listener's own pieces with "
             "control.source=demo"
         )
     return ControlSet(requests=requests, recordings=None, source=f"clips of the split {clips.dataset.split}")

@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, looked at before they are trusted, and resumed from."""
+"""Checkpoints: written whole or not at all, checked before they are trusted, and resumed from."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: when it is saved, and stopping once it is."""
+"""The checkpoint that a run is resumed from: when it is saved, and stopping the run after it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from musicgen_train.training.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPO
 
 
 class LastCheckpoint(lightning.Callback):
-    """Keeps `last.ckpt`, and the one before it as `previous.ckpt`; saves and stops the run when it is asked to.
+    """Saves `last.ckpt`, and keeps the one before it as `previous.ckpt`; when asked to stop, saves and stops the run.
 
-    It saves between optimizer steps, when everything of the step is done: its row of metrics, its validation, its
-    samples, averages of weights. So what is resumed has all of that behind it, and nothing of it is done twice or left
-    out. (Lightning's `ModelCheckpoint` saves while a step's callbacks are still running.) For the same reason, and
-    since other callbacks may change the weights when training ends, it has to be the first of the callbacks.
+    It saves between two optimizer steps, when everything that belongs to the first is done: its row of metrics, its
+    validation, its samples, the average of weights. So a resumed run does none of that twice and leaves none of it out.
+    (Lightning's `ModelCheckpoint` saves while a step's callbacks are still running.) For this reason, and because other
+    callbacks may change the weights when training ends, it has to be the first of the callbacks.
 
     Args:
         dirpath: the folder of the checkpoints.
         every_n_train_steps: optimizer steps between two saves; one more is made at the end.
-        keep_previous: keep the one before, in case the newest is damaged on the disk.
+        keep_previous: keep the checkpoint before the last, in case the last is damaged on the disk.
     """
 
     def __init__(self, dirpath: str | Path, every_n_train_steps: int, keep_previous: bool = True) -> None:
@@ -41,9 +41,9 @@ class LastCheckpoint(lightning.Callback):
         self._between_steps = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Resumed from a file elsewhere, the run has none of its own yet.
+        # A run that was resumed from a file elsewhere has no checkpoint of its own yet.
         self._saved_step = trainer.global_step if self._path.exists() else 0
-        # Lightning has set its own by now, and sets back what was there before when it is done.
+        # By now Lightning has set its own handlers; at its end it restores those that were there before.
         self._signals.listen()
 
     def on_train_batch_start(
@@ -64,7 +64,7 @@ class LastCheckpoint(lightning.Callback):
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.global_step > self._saved_step:
             self._save(trainer)
-        # Asked during the last step: what comes after it takes a while, too, and a resumed run does it.
+        # If a signal came during the last step, stop here: the rest takes a while, and a resumed run does it.
         if self._ranks_agree(trainer):
             self._stop(trainer)
         self._signals.let_go()
@@ -72,10 +72,10 @@ class LastCheckpoint(lightning.Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Describe the moment between two batches as the end of the first, which is what Lightning can resume from.
+        """Set Lightning's counters back to the end of the previous batch, which is where it can resume.
 
-        It has counted the batch that is about to begin as begun, the one that is done as done, and the step as logged.
-        When it resumes, it completes the last two itself, and then goes on without validating again.
+        It has already counted the next batch as begun, the previous one as completed, and its step as logged. On
+        resuming, Lightning counts the last two again itself, and goes on without a second validation.
         """
         if not self._between_steps:
             return
@@ -93,7 +93,7 @@ class LastCheckpoint(lightning.Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run whose folder was moved know its other checkpoints, such as the best so far, in their new place."""
+        """If the run's folder was moved, correct the paths of its other checkpoints, such as that of the best."""
         here = self._path.parent
         before = checkpoint["callbacks"].get(self.state_key, {}).get("folder")
         if before is None or Path(str(trainer.ckpt_path)).absolute().parent != here:
@@ -103,7 +103,7 @@ class LastCheckpoint(lightning.Callback):
         }
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        # What belongs to the steps before has to be on the disk before this says that they are done.
+        # The rows of the steps so far have to be on the disk before a checkpoint says that these are done.
         for logger in trainer.loggers:
             logger.save()
         if self._keep_previous and trainer.is_global_zero:
@@ -117,10 +117,10 @@ class LastCheckpoint(lightning.Callback):
         raise RunStopped(trainer.global_rank)
 
     def _ranks_agree(self, trainer: lightning.Trainer) -> bool:
-        """Whether any rank was asked to stop.
+        """Returns True, on all ranks, if any of them was asked to stop.
 
         Raises:
-            OSError: any rank could not save.
+            OSError: one of them could not save.
         """
         one = self._signals.received is not None or _failure(trainer) is not None
         if not trainer.strategy.reduce_boolean_decision(one, all=False):
@@ -135,7 +135,7 @@ class LastCheckpoint(lightning.Callback):
 
 
 def _moved(content: Any, before: str, now: str) -> Any:
-    """Plain values with another folder in their paths."""
+    """Plain values with another folder in the paths that they hold."""
     if isinstance(content, dict):
         return {_moved(key, before, now): _moved(value, before, now) for key, value in content.items()}
     if isinstance(content, list):

@@ -1,4 +1,7 @@
-"""Checkpoints on disk: looked at before they are trusted, never executed. `checkpoint_io.py` writes them."""
+"""Reading checkpoints: they are checked before they are trusted, and nothing in them is executed.
+
+`writing.py` writes them.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,17 @@ from musicgen_train.files import PARTIAL
 from musicgen_train.hub.weights import CheckpointError
 
 EXTENSION = ".ckpt"
-# Of a file that was found to be broken.
+# The entry that holds ours beside Lightning's own; see `MusicgenTraining.on_save_checkpoint`.
+CHECKPOINT_KEY = "musicgen_train"
+# The ending that a damaged checkpoint gets.
 DAMAGED = ".damaged"
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors without their values; nothing in it is executed.
+    """Read a checkpoint with its tensors on the meta device, without their values; nothing in it is executed.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read, or is none of a training run.
     """
     content = load_plain(path, map_location="meta")
     if "global_step" not in content:
@@ -32,10 +37,10 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def load_plain(path: Path, map_location: str) -> dict[str, Any]:
-    """What a file of tensors and plain values holds, memory-mapped; nothing in it is executed.
+    """Read a file of tensors and plain values, memory-mapped; nothing in it is executed.
 
     Raises:
-        CheckpointError: it cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or holds something else.
     """
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is cut short, or no checkpoint at all")
@@ -49,7 +54,7 @@ def load_plain(path: Path, map_location: str) -> dict[str, Any]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Reads all of it and compares its checksums."""
+    """Read a whole checkpoint and compare its checksums; return what is wrong with it, or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
@@ -60,7 +65,7 @@ def damage(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Damaged:
-    """A checkpoint that cannot be used, and why."""
+    """A checkpoint that cannot be used."""
 
     path: Path
     reason: str
@@ -70,11 +75,11 @@ class Damaged:
 
 
 def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Damaged]]:
-    """The checkpoint of the latest step that is whole, and those that had to be passed over.
+    """The intact checkpoint of the latest step, if there is one, and the damaged ones that were passed over.
 
     Args:
-        folder: of checkpoints.
-        prefer: a name to take among checkpoints of the same step.
+        folder: the folder of the checkpoints.
+        prefer: the file name to take among checkpoints of the same step.
     """
     damaged: list[Damaged] = []
     readable: list[tuple[int, bool, Path]] = []
@@ -94,7 +99,7 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Damaged]
 
 
 def remove_partial(folder: Path) -> list[Path]:
-    """Remove what killed runs have left of checkpoints that were being written."""
+    """Remove the partial files of runs that were killed while they wrote a checkpoint; return their paths."""
     left = sorted(folder.glob(f"{PARTIAL}*"))
     for path in left:
         if path.is_dir():
@@ -105,9 +110,10 @@ def remove_partial(folder: Path) -> list[Path]:
 
 
 def keep_also_as(path: Path, name: str) -> None:
-    """Give a checkpoint a second name in its folder, replacing what had it; costs no room until the first moves on.
+    """Give a checkpoint a second name in its folder, replacing the file that has that name.
 
-    Where the file system has no hard links it gets the second name only.
+    It is a hard link, which takes no room as long as the first name stays. If the file system has no hard links, the
+    checkpoint is renamed.
     """
     if not path.is_file():
         return

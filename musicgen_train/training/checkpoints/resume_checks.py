@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the run that is to go on from it, before anything is built on it."""
+"""Checks that a checkpoint belongs to the run that is to be resumed from it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.hub.weights import CheckpointError, list_some
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.training.module import CHECKPOINT_KEY
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY
 
-# What may differ: they change how the decoder trains, not what it is.
-_OF_TRAINING = {"dropout", "attention_dropout", "activation_dropout", "layerdrop", "use_cache"}
+# These fields may differ: they change how the decoder is trained, not what it is.
+_TRAINING_FIELDS = {"dropout", "attention_dropout", "activation_dropout", "layerdrop", "use_cache"}
 
 
 def require_same_run(
     checkpoint: Path | None, content: Mapping[str, Any], config: MusicgenDecoderConfig, data: LatentDataModule
 ) -> None:
-    """See that a checkpoint fits the decoder and the data.
+    """Check that a checkpoint fits the decoder and the data, and move the data to where the checkpoint left them.
 
     Args:
-        checkpoint: for errors.
-        content: of it, see `checkpoint_files.read_plain`.
-        config: of the decoder.
-        data: which goes on where the checkpoint says.
+        checkpoint: its path, for errors.
+        content: its content; see `read_plain`.
+        config: the config of the decoder.
+        data: the data of the run, which is changed.
 
     Raises:
-        CheckpointError: it is none of `scripts/train.py`.
-        ValueError: it is of another decoder, or of other data.
+        CheckpointError: it is no checkpoint of `scripts/train.py`.
+        ValueError: it belongs to another decoder, or to other data.
     """
     state_of_data = content.get(type(data).__qualname__)
     if CHECKPOINT_KEY not in content or state_of_data is None or "optimizer_states" not in content:
@@ -48,7 +48,7 @@ def require_same_run(
 
 
 def _compared(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    names = sorted((one.keys() & other.keys()) - _OF_TRAINING)
+    names = sorted((one.keys() & other.keys()) - _TRAINING_FIELDS)
     return [(name, one[name], other[name]) for name in names]
 
 

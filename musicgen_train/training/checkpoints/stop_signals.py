@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, by whoever sends SIGTERM, or by SLURM before a job's time is over."""
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before a job's time is over."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# EX_TEMPFAIL of sysexits.h: "try again later". Not that of an error, so that a job script can tell the two apart.
+# EX_TEMPFAIL of sysexits.h, "try again later". An error has another code, so that a job script can tell them apart.
 STOPPED_EXIT_CODE = 75
 INTERRUPTED_EXIT_CODE = 130
 
 
 class RunStopped(SystemExit):
-    """A run was asked to stop and has saved where it is; the same command with `resume=auto` goes on.
+    """Ends a run that was asked to stop and has saved; the same command with `resume=auto` resumes it.
 
-    The exit code is 75 on the first rank and 0 on the others, since launchers take a failed rank for a broken run and
-    kill the rest.
+    The exit code is 75 on the first rank and 0 on the others: launchers take a rank with an error code for a broken run
+    and kill the rest.
     """
 
     def __init__(self, rank: int) -> None:
@@ -26,7 +26,7 @@ class RunStopped(SystemExit):
 
 
 class StopSignals:
-    """Remembers that this process was asked to stop, for its loop to look at.
+    """Notes in `received` that this process was asked to stop, so that its loop can stop between two steps.
 
     A second Ctrl-C ends the process at once, with exit code 130.
     """
@@ -36,7 +36,7 @@ class StopSignals:
         self._process = os.getpid()
 
     def listen(self) -> None:
-        """Take over the signals; those that the process ignores, as `nohup` has it do, stay ignored."""
+        """Handle the signals; those that the process ignores, as under `nohup`, stay ignored."""
         self._process = os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return
@@ -45,7 +45,7 @@ class StopSignals:
                 signal.signal(number, self._receive)
 
     def let_go(self) -> None:
-        """Have the signals do what they do by default, once there is nothing more to save."""
+        """Restore the default handling of the signals, once there is nothing more to save."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
@@ -53,7 +53,7 @@ class StopSignals:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # A worker process has inherited this; it lives as long as the training process needs it.
+        # Worker processes inherit this handler; they end with the training process.
         if os.getpid() != self._process:
             return
         if number == signal.SIGINT and self.received == signal.SIGINT:
@@ -66,5 +66,5 @@ class StopSignals:
 
 
 def _say(line: str) -> None:
-    # Not print(): the signal may have come in the middle of one.
+    # print() is not reentrant, and the signal may have come in the middle of one.
     os.write(2, f"\n{line}\n".encode())

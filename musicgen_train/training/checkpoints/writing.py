@@ -1,4 +1,4 @@
-"""How Lightning writes a checkpoint: whole or not at all."""
+"""Writing checkpoints: whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MIB = 2**20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves a checkpoint beside its place, makes sure that it is on the disk, and moves it there in one step.
+    """Writes a checkpoint under a temporary name, flushes it to the disk, and renames it.
 
-    So at every moment there is the old one or the new one under the name, and nothing half written. (Lightning's own
-    builds the whole file in memory first, may go through another file system, and does not wait for the disk.)
+    So at every moment the name leads to the old checkpoint or to the new one, never to a partial file. (Lightning's own
+    builds the whole file in memory first, may go through another file system, and does not flush.)
 
     Args:
-        ranks_wait: other ranks wait for this one after a save. An error is then kept in `failure`, for the ranks to
-            stop together, rather than raised, which would leave them waiting.
+        ranks_wait: True if other ranks wait for this one after a save. An error is then kept in `failure` instead of
+            raised, so that the ranks can stop together.
     """
 
     def __init__(self, *, ranks_wait: bool = False) -> None:
@@ -34,10 +34,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Save; what was there before stays if that fails.
+        """Write a checkpoint; if that fails, the old one stays.
 
         Raises:
-            OSError: it cannot be written, e.g. because the disk is full. Says how much room it takes.
+            OSError: the file cannot be written, e.g. because the disk is full; says how much room it takes.
             TypeError: `storage_options` are given.
         """
         if storage_options is not None:

@@ -1,1 +1,1 @@
-"""What a run says: on the console, in its own files, and to loggers."""
+"""What a run prints and logs: on the console, in its own files, and to loggers."""

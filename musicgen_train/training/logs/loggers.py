@@ -1,45 +1,47 @@
-"""Where a run's numbers and samples go beside its own files: Lightning's loggers, as the config lists them."""
+"""Lightning's loggers, as the config lists them: where numbers and samples go beside the run's own files."""
 
 from __future__ import annotations
 
-import os
+import functools
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
 
 from musicgen_train.files import write_atomically
-from musicgen_train.training.logs.wandb_account import WITHOUT_ACCOUNT, has_account
+from musicgen_train.training.logs.wandb_account import has_account, is_offline
 
 WANDB_ID_NAME = "wandb_run_id.txt"
 
+MakeLogger = functools.partial[Logger]
+"""A logger of the config, which may get further arguments before it is made."""
+
 
 @rank_zero_only
-def require_account(configs: Iterable[DictConfig]) -> None:
-    """See that a logger of wandb that is to send has an account, since wandb would ask for one in the middle of a run.
+def require_account(loggers: Iterable[MakeLogger]) -> None:
+    """Check that there is an account for every wandb logger that sends; wandb would ask for it in the middle of a run.
 
     Raises:
-        ValueError: it is to send, and there is none.
+        ValueError: a logger is to send, and there is no account, or its key is malformed.
     """
-    for config in configs:
-        modes = (config.get("mode"), os.environ.get("WANDB_MODE"))
-        sends = _is_wandb(config) and not config.get("offline", False) and not any(m in WITHOUT_ACCOUNT for m in modes)
-        if sends and not has_account():
-            raise ValueError(
-                "logger.wandb.offline=false sends to Weights & Biases, and there is no account on this machine: run "
-                "`wandb login` first or set WANDB_API_KEY; with logger.wandb.offline=true it needs none"
-            )
+    for logger in loggers:
+        if not _is_wandb(logger):
+            continue
+        if logger.keywords.get("offline", False) or is_offline(logger.keywords.get("mode")) or has_account():
+            continue
+        raise ValueError(
+            "logger.wandb.offline=false sends to Weights & Biases, and there is no account on this machine: run "
+            "`wandb login` first or set WANDB_API_KEY; with logger.wandb.offline=true it needs none"
+        )
 
 
-def make_logger(config: DictConfig, run: Path) -> Logger:
-    """A logger of the config; one of wandb goes on with the run that the folder has had before."""
-    if _is_wandb(config) and config.get("id") is None:
-        return instantiate(config, id=wandb_id(run))
-    return instantiate(config)
+def make_logger(logger: MakeLogger, run: Path) -> Logger:
+    """Make a logger of the config; one of wandb resumes the run that the folder has had there before."""
+    if _is_wandb(logger) and logger.keywords.get("id") is None:
+        return logger(id=wandb_id(run))
+    return logger()
 
 
 @rank_zero_only
@@ -53,11 +55,11 @@ def wandb_id(run: Path) -> str:
 
 @rank_zero_only
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """Wait until all that was logged is written; wandb does it beside the run, and Lightning leaves it open."""
+    """Wait until wandb has written everything: it writes in a process of its own, which Lightning leaves open."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
 
-def _is_wandb(config: DictConfig) -> bool:
-    return issubclass(get_class(config["_target_"]), WandbLogger)
+def _is_wandb(logger: MakeLogger) -> bool:
+    return isinstance(logger.func, type) and issubclass(logger.func, WandbLogger)

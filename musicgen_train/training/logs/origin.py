@@ -1,4 +1,4 @@
-"""Where a run comes from: code, machine, data, seeds, and every time it was started."""
+"""The provenance of a run: code, machine, data, seeds, and every time it was started."""
 
 from __future__ import annotations
 
@@ -19,19 +19,30 @@ from musicgen_train.provenance.record import now, record, write_patch
 from musicgen_train.training.run_folder import PROVENANCE_NAME
 
 
-def provenance(data: LatentDataModule, *, init_from: str, encoders: str, seed: int) -> dict[str, Any]:
-    """Everything beside the config that decides a run's numbers, as plain values for a JSON file."""
+def provenance(
+    data: LatentDataModule, *, init_from: str, base: dict[str, Any], encoders: str, seed: int
+) -> dict[str, Any]:
+    """Everything beside the config that decides a run's numbers, as plain values for a JSON file.
+
+    Args:
+        data: the data that the run trains on.
+        init_from: see `load_start`.
+        base: see `describe_base`.
+        encoders: where the frozen encoders came from.
+        seed: that of the run.
+    """
     return {
         **record(),
         "seed": seed,
         "init_from": init_from,
+        "base": base,
         "encoders": encoders,
-        "latents": latents_of(data),
+        "latents": latents_record(data),
     }
 
 
-def latents_of(data: LatentDataModule) -> list[dict[str, Any]]:
-    """What the datasets are: where, what share of the clips, made with what."""
+def latents_record(data: LatentDataModule) -> list[dict[str, Any]]:
+    """Path, share of the clips, fingerprint and encoders of each dataset."""
     return [
         {
             "path": part.path,
@@ -46,26 +57,26 @@ def latents_of(data: LatentDataModule) -> list[dict[str, Any]]:
     ]
 
 
-# What a run that goes on may find changed: it is of each start, the rest of the whole run.
-_OF_START = ("command", "started", "git", "versions", "machine")
+# These may differ each time a run is resumed, so they are kept for each start; the rest holds for the whole run.
+_START_KEYS = ("command", "started", "git", "versions", "machine")
 
 
 def write_provenance(run: Path, found: dict[str, Any]) -> None:
-    """Write `provenance.json`: what holds for the run, and under `starts` what each start of it was.
+    """Write `provenance.json`, with an entry for this start under `starts`, after those of earlier ones.
 
-    Entries of earlier starts are kept: a run may go on with other code, or on another machine.
+    A run may be resumed with other code, or on another machine.
     """
     before: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError, ValueError):
         before = read_json(run / PROVENANCE_NAME).get("starts", [])
-    _write(run, {**found, "starts": [*before, {name: found[name] for name in _OF_START}]})
+    _write(run, {**found, "starts": [*before, {name: found[name] for name in _START_KEYS}]})
     write_patch(run)
 
 
 class StartRecord(lightning.Callback):
-    """Notes in `provenance.json` from which step to which a start of the run went, and how it ended.
+    """Writes into `provenance.json` from which step to which this start of the run went, and how it ended.
 
-    Of a process that was killed the end is not there; its `step` is then that of the last checkpoint.
+    If the process is killed, the end is missing, and `step` is that of the last checkpoint.
 
     Args:
         run: the run's folder.
@@ -99,7 +110,7 @@ class StartRecord(lightning.Callback):
 
     @rank_zero_only
     def _note(self, **values: Any) -> None:
-        # Never the reason why a run ends: the folder may be gone, or the disk full.
+        # It must not end the run if the folder is gone, or the disk full.
         with contextlib.suppress(OSError, ValueError):
             content = read_json(self._run / PROVENANCE_NAME)
             content["starts"][-1] |= values
@@ -107,7 +118,7 @@ class StartRecord(lightning.Callback):
 
 
 def describe_amounts(latents: Iterable[dict[str, Any]]) -> str:
-    """How much of what the datasets hold, in words."""
+    """The amount of music in the datasets, in words."""
     described = []
     for dataset in latents:
         amounts = ", ".join(
@@ -120,7 +131,7 @@ def describe_amounts(latents: Iterable[dict[str, Any]]) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model's name is that of a repository of the hub, which a model card may link to."""
+    """Returns True if a model's name is that of a repository of the hub, which a model card may link to."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, on one line."""
+"""The progress bar of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar over the whole run, also where it goes on: there Lightning counts from the last start."""
+    """Lightning's progress bar, but counting all steps of a resumed run, not only those since it was resumed."""
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         bar, batches = self.train_progress_bar, trainer.accumulate_grad_batches
         bar.total = trainer.max_steps * batches
-        # tqdm's rate and time left are of what came after `initial`.
+        # tqdm computes the rate and the time left from what comes after `initial`.
         bar.n = bar.initial = trainer.global_step * batches
         bar.set_description("Training")
 
@@ -23,7 +23,7 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.train_progress_bar.total is None:
-            # In the middle of an epoch, Lightning does not say that one starts.
+            # A run that resumes in the middle of an epoch gets no call of on_train_epoch_start.
             self.on_train_epoch_start(trainer)
         of_run = trainer.fit_loop.epoch_loop.total_batch_idx
         super().on_train_batch_end(trainer, pl_module, outputs, batch, of_run)

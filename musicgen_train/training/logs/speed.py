@@ -1,4 +1,4 @@
-"""How fast a run is: codes and audio per second, the share of time spent waiting for data, peak memory."""
+"""The speed of a run: codes and audio per second, the share of time spent waiting for data, peak memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import torch
 from musicgen_train.data.batch import Batch
 from musicgen_train.training.module import MusicgenTraining
 
-NAMES = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
+SPEED_COLUMNS = ("tokens_per_s", "audio_s_per_s", "data_wait", "peak_mem_mb")
 
 
 class Speed(lightning.Callback):
-    """Logs the speed of all devices together, since the last log; validation, sampling and saving do not count.
+    """Logs the speed of all devices together since the last log, without the time of validation, sampling and saving.
 
-    Only saving (`LastCheckpoint`) and averaging come before it: the time of callbacks before it counts as training, but
-    that of saving, which is between two steps.
+    The time of callbacks before this one counts as training. `LastCheckpoint` (which saves between two steps, where the
+    clock stands still) and the average of weights are the only ones.
 
     Args:
-        clock: seconds from anywhere.
+        clock: a clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._begin = self._busy = self._waited = self._waited_before = 0.0
-        # Added up only where they are logged: they may be on a GPU, which a look at them would have to wait for.
+        # Added up only when they are logged: they may be on a GPU, and reading them waits for it.
         self._step_frames: list[torch.Tensor] = []
         self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What there is since the last log, for a run that goes on before the next."""
+        """The sums since the last log, so that a resumed run adds to them."""
         frames = sum(int(frames.sum()) for frames in self._step_frames)
         return {"busy": self._busy, "waited": self._waited, "frames": frames}
 
@@ -45,7 +45,7 @@ class Speed(lightning.Callback):
         self._resumed = True
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._waited_before = 0.0  # of a new loader
+        self._waited_before = 0.0  # the loader is new
         if not self._resumed:
             self._busy = self._waited = 0.0
             self._step_frames = []
@@ -89,10 +89,10 @@ class Speed(lightning.Callback):
 
 
 def rates_of(*, frames: int, busy: float, waited: float, num_codebooks: int, frame_rate: float) -> dict[str, float]:
-    """Rates of some work.
+    """Turn amounts into the rates of `SPEED_COLUMNS`.
 
     Args:
-        frames: of audio, without padding.
+        frames: frames of audio that were trained on, without padding.
         busy: seconds of computing.
         waited: seconds of waiting for data.
         num_codebooks: codes per frame.
@@ -107,9 +107,9 @@ def rates_of(*, frames: int, busy: float, waited: float, num_codebooks: int, fra
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that was in use at once, in MiB: of the GPU, or of this process where there is none."""
+    """Peak memory in MiB: of the GPU if `device` is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # In KiB, but on macOS in bytes.
+    # The system counts in KiB; macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,46 +1,30 @@
-"""Whether Weights & Biases would send, and has an account to send with; known without importing it."""
+"""Tells whether Weights & Biases sends, and has an account. wandb is slow to import, so only `has_account` does it."""
 
 from __future__ import annotations
 
-import configparser
-import netrc
 import os
-from pathlib import Path
-from urllib.parse import urlsplit
 
-WITHOUT_ACCOUNT = ("offline", "dryrun", "disabled")
-"""Values of WANDB_MODE, and of its loggers' `mode`, with which nothing is sent."""
+_OFFLINE_MODES = ("offline", "dryrun", "disabled")
 
-_HOST = "https://api.wandb.ai"
+
+def is_offline(mode: object = None) -> bool:
+    """Returns True if WANDB_MODE, or the `mode` of a logger, lets wandb send nothing."""
+    return mode in _OFFLINE_MODES or os.environ.get("WANDB_MODE") in _OFFLINE_MODES
 
 
 def has_account() -> bool:
-    """Whether wandb finds a key where it looks: the environment, its settings, and the netrc file that `wandb login`
-    writes."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    settings = _settings()
-    if settings.get("api_key"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or settings.get("base_url", _HOST)).netloc
-    named = os.environ.get("NETRC")
-    files = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    return any(_has_key(file, host) for file in files)
+    """Returns True if wandb finds credentials: in the environment, its settings, or the netrc file of `wandb login`.
 
+    It does not ask for them, and does not check them with the server; they are then used by the whole process.
 
-def _settings() -> dict[str, str]:
-    """What `wandb login --host` and its like have stored, for the user and for this folder."""
-    user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    parser = configparser.ConfigParser(interpolation=None)
+    Raises:
+        ValueError: there are credentials, and they are malformed.
+    """
+    import wandb
+    from wandb.errors import AuthenticationError
+
     try:
-        parser.read([user / "settings", Path("wandb") / "settings"])
-    except (OSError, configparser.Error):
-        return {}
-    return dict(parser["default"]) if parser.has_section("default") else {}
-
-
-def _has_key(file: Path, host: str) -> bool:
-    try:
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        # During a run of wandb its login is refused, and not needed.
+        return wandb.run is not None or wandb.login(prompt=False, verify=False)
+    except AuthenticationError as error:
+        raise ValueError(f"the credentials of Weights & Biases on this machine cannot be used: {error}") from error

@@ -1,1 +1,1 @@
-"""One optimizer step: its scores, optimizer, schedule, and whether it is made."""
+"""One optimizer step: its scores, its optimizer and schedule, and the verdict on whether it is made."""

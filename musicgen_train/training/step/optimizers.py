@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+"""An optimizer that lacks only its parameters, as a config's `optimizer` gives it."""
 
 
 def adamw(
@@ -21,15 +24,15 @@ def adamw(
     weight_decay: float,
     fused: bool | None = None,
 ) -> torch.optim.AdamW:
-    """torch's AdamW (Loshchilov & Hutter 2019), in one kernel on a GPU.
+    """Make torch's AdamW (Loshchilov & Hutter 2019), fused into one kernel on a GPU.
 
     Args:
-        parameters: to train.
+        parameters: the parameters to train.
         lr, betas, eps, weight_decay: see `torch.optim.AdamW`.
-        fused: None for one kernel where all parameters are on CUDA devices, and torch's own choice elsewhere.
+        fused: None uses the fused kernel if all parameters are on CUDA devices, else torch's own choice.
 
     Raises:
-        RuntimeError: `fused` is asked for on a device that has no such kernel.
+        RuntimeError: `fused` is True on a device that has no such kernel.
     """
     trained = list(parameters)
     if fused is None and all(parameter.device.type == "cuda" for parameter in trained):
@@ -40,9 +43,9 @@ def adamw(
 def adamw_8bit(
     parameters: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW with both moments in 8 bits (Dettmers et al. 2022): bitsandbytes' where it is installed, else torchao's.
+    """Make AdamW with both moments in 8 bits (Dettmers et al. 2022), from bitsandbytes or else from torchao.
 
-    Tensors below 4096 numbers keep theirs in 32 bits.
+    Tensors with fewer than 4096 elements keep their moments in 32 bits.
 
     Raises:
         ValueError: neither package is installed.
@@ -56,7 +59,7 @@ def adamw_8bit(
 
 
 def require_8bit() -> None:
-    """Refuse to go on where no package has 8-bit optimizers.
+    """Check that a package with 8-bit optimizers is installed.
 
     Raises:
         ValueError: neither bitsandbytes nor torchao is installed.
@@ -68,11 +71,8 @@ def require_8bit() -> None:
         )
 
 
-def require_available(make_optimizer: Any) -> None:
-    """Refuse an optimizer of the config that cannot be made here, before anything is loaded.
-
-    Args:
-        make_optimizer: what Hydra made of the config's `optimizer`.
+def require_available(make_optimizer: MakeOptimizer) -> None:
+    """Check that the optimizer of the config can be made here, before anything is loaded.
 
     Raises:
         ValueError: a package is missing.

@@ -1,7 +1,7 @@
 """Learning-rate schedules over a number of steps that the config states.
 
-They are never derived from the trainer: reading Lightning's `estimated_stepping_batches` while the optimizer is set up
-makes it forget where a resumed run was in its data (lightning#20550).
+The number is not taken from the trainer: reading Lightning's `estimated_stepping_batches` while the optimizer is set up
+makes a resumed run lose its place in the data (lightning#20550).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 @dataclass(kw_only=True)
 class ScheduleSettings:
-    """How the learning rate moves from 0 to its peak and down again."""
+    """The shape of the learning rate over a run, relative to its peak."""
 
     shape: str
     """After warm-up: `cosine` or `linear` down to `floor`, or `constant`."""
     warmup_steps: int | None
-    """Steps of linear warm-up; None for a fortieth of the run."""
+    """Steps of linear warm-up; None takes a fortieth of the run."""
     floor: float
-    """Where it ends, as a share of the peak; `constant` has none."""
+    """The learning rate at the end, as a share of the peak; `constant` has none."""
 
     def __post_init__(self) -> None:
         if self.shape not in ("cosine", "linear", "constant"):
@@ -32,14 +32,14 @@ class ScheduleSettings:
             raise ValueError(f"schedule.floor is {self.floor}; it must be 0 to 1, a share of the peak")
 
     def warmup(self, total_steps: int) -> int:
-        """Steps of warm-up in a run of so many."""
+        """Steps of warm-up in a run of `total_steps`."""
         return total_steps // 40 if self.warmup_steps is None else self.warmup_steps
 
     def factor(self, step: int, total_steps: int) -> float:
         """The learning rate of a step as a share of the peak; the first step is number 0.
 
-        The first step of a warm-up is not at zero, where it would change nothing, and the last of a run is one above
-        the floor.
+        A warm-up does not start at 0, where a step would change nothing. The floor would be reached at
+        `step == total_steps`, one step after the last.
         """
         warmup = self.warmup(total_steps)
         if step < warmup:
@@ -54,5 +54,5 @@ class ScheduleSettings:
 def make_schedule(
     settings: ScheduleSettings, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule as torch's object, to be moved on once per optimizer step."""
+    """Make torch's scheduler, which is stepped once per optimizer step."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total_steps))

@@ -1,4 +1,4 @@
-"""What the decoder makes of a batch, per codebook, as sums and counts that add up over batches and ranks.
+"""Scores of the decoder on a batch, per codebook, as sums and counts that add up over batches and ranks.
 
 Axes: B batch, K codebooks, T frames, L text length, D text width, V codes.
 """
@@ -17,14 +17,14 @@ from musicgen_train.models.loss import mean_over_codebooks, score_heads
 
 @dataclass
 class Scores:
-    """Sums over the scored positions of some batches."""
+    """Sums over the scored positions of one or more batches, each `(codebooks,)`."""
 
     sums_K: torch.Tensor
     """Cross-entropy in nats."""
     counts_K: torch.Tensor
-    """Positions."""
+    """Number of scored positions, int64."""
     correct_K: torch.Tensor
-    """Positions whose code was the likeliest."""
+    """Number of positions whose code had the largest logit, int64."""
 
     @property
     def loss(self) -> torch.Tensor:
@@ -32,7 +32,7 @@ class Scores:
         return mean_over_codebooks(self.sums_K, self.counts_K)
 
     def detach(self) -> Self:
-        """The same numbers without what a backward pass needs, in a type that long sums do not wear out."""
+        """The same numbers without a graph, in float64 (float32 on MPS), so that long sums stay precise."""
         precise = torch.float32 if self.sums_K.device.type == "mps" else torch.float64
         return type(self)(self.sums_K.detach().to(precise), self.counts_K, self.correct_K)
 
@@ -40,7 +40,7 @@ class Scores:
         return Scores(self.sums_K + other.sums_K, self.counts_K + other.counts_K, self.correct_K + other.correct_K)
 
     def metrics(self, stage: str) -> dict[str, torch.Tensor]:
-        """Loss, and cross-entropy, perplexity and accuracy of each codebook, under names such as `val/ce_q1`."""
+        """The loss, and cross-entropy, perplexity and accuracy of each codebook, under names such as `val/ce_q1`."""
         means_K = self.sums_K / self.counts_K
         rows = {"ce": means_K, "ppl": means_K.exp(), "acc": self.correct_K / self.counts_K}
         values = {f"{stage}/loss": self.loss}
@@ -50,7 +50,7 @@ class Scores:
 
 
 def metric_names(stage: str, num_codebooks: int) -> list[str]:
-    """The names of `Scores.metrics`, in the order of a table."""
+    """The names of `Scores.metrics`, in the order of the columns of metrics.csv."""
     kinds = [f"{stage}/{kind}_q" for kind in ("ce", "ppl", "acc")]
     return [f"{stage}/loss"] + [f"{kind}{number}" for kind in kinds for number in range(1, num_codebooks + 1)]
 
@@ -61,13 +61,13 @@ def score(
     text_BLD: torch.Tensor,
     text_mask_BL: torch.Tensor | None,
 ) -> Scores:
-    """Cross-entropy of the decoder's next-code predictions, and how often the likeliest is right.
+    """Score the decoder's predictions of the next codes.
 
     Args:
-        decoder: in train or eval mode, as the caller has it.
+        decoder: the model, which stays in its mode.
         labels_BTK: see `Batch.labels`.
         text_BLD: text states of the decoder's width, zero on padding.
-        text_mask_BL: None to attend to the zeros of padding, as audiocraft does.
+        text_mask_BL: False on padding; None attends to the zeros of padding, as audiocraft does.
     """
     pad = decoder.config.pad_token_id
     hidden = decoder.model(
@@ -80,6 +80,11 @@ def score(
 
 
 def counts_of(frames: torch.Tensor, delays: Sequence[int]) -> torch.Tensor:
-    """Scored positions of each codebook, int64 `(K,)`, in clips of these lengths: `frames - delay` each."""
-    # Delays as numbers: a tensor of them would be copied to the device, which the host would wait for.
+    """Count the scored positions of each codebook, int64 `(K,)`: `frames - delay` in each clip.
+
+    Args:
+        frames: lengths of the clips, int64.
+        delays: the delay of each codebook in frames.
+    """
+    # The delays stay Python numbers: the host would wait for the copy of a tensor to the device.
     return torch.stack([(frames - delay).clamp(min=0).sum() for delay in delays])

@@ -1,1 +1,1 @@
-"""Where the trained weights come from, which of them are trained, and how they are averaged, divided and adapted."""
+"""Weights: where they come from, which are trained, and how they are averaged, sharded and adapted."""

@@ -1,4 +1,4 @@
-"""An adapter as a folder in peft's layout, a few MB, which says which model it belongs to."""
+"""Adapters on disk: a folder in peft's layout, a few MB, that says which model it belongs to."""
 
 from __future__ import annotations
 
@@ -13,91 +13,57 @@ from torch import nn
 
 from musicgen_train.files import atomic_folder
 from musicgen_train.hub.weights import CheckpointError
-from musicgen_train.training.weights.adapters import NAME, AdapterRecord, lora_config
+from musicgen_train.training.weights.adapters import ADAPTER_NAME, AdapterRecord, lora_config
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
-# peft's names are those below a model of its own around the adapted one.
+# peft wraps the adapted model in one of its own, and its names begin with it.
 _PREFIX = "base_model.model."
-# The entry of the safetensors file's metadata that holds the record.
+# The entry in the metadata of the safetensors file that holds the record.
 _RECORD = "musicgen_train"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (folder / CONFIG_NAME).is_file()
+    """Returns True if a folder holds an adapter."""
+    return (folder / ADAPTER_CONFIG_NAME).is_file()
 
 
 def save_adapter(model: nn.Module, record: AdapterRecord, folder: Path, card: str) -> None:
-    """Write a model's adapter, and nothing of its base.
+    """Write the adapter of a model, without its base.
 
     peft reads the folder too: `peft.PeftModel.from_pretrained(model, folder)` on transformers' class of the same base
-    (made stereo before, where the record says so).
+    (which has to be made stereo first, if the record has two channels).
 
     Args:
-        model: with the adapter.
-        record: of it.
-        folder: where to; made if need be.
+        model: the model with the adapter.
+        record: the adapter's record.
+        folder: the folder to write, which is made if need be.
         card: the README.md.
     """
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     tensors = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
     config = lora_config(record)
     config.inference_mode = True
     with atomic_folder(folder) as staging:
         config.save_pretrained(str(staging))
         metadata = {"format": "pt", _RECORD: json.dumps(dataclasses.asdict(record), sort_keys=True)}
-        save_file(tensors, staging / WEIGHTS_NAME, metadata)
+        save_file(tensors, staging / ADAPTER_WEIGHTS_NAME, metadata)
         (staging / "README.md").write_text(card, encoding="utf-8")
 
 
-def adapter_card(record: AdapterRecord, model_card: str) -> str:
-    """The README.md of an adapter.
-
-    Args:
-        record: of it.
-        model_card: of the model that it is merged into, whose numbers and provenance are the adapter's too.
-    """
-    kind = "DoRA" if record.dora else "LoRA"
-    made_stereo = ", made stereo" if record.audio_channels == 2 else ""
-    _, _, numbers = model_card.partition("## Numbers")
-    return f"""---
-library_name: peft
-base_model: {json.dumps(record.base)}
-tags: [musicgen, music, audio, lora]
----
-
-# A {kind} adapter for MusicGen, trained with musicgen_train
-
-Of rank {record.rank}, for `{record.base}`{made_stereo}, whose decoder and projection have the fingerprint
-`{record.base_fingerprint}`. On another model it means nothing.
-
-## Use
-
-```python
-from musicgen_train.training.weights.merged import load_adapted
-
-model = load_adapted("FOLDER")  # merged into the weights of its base; base="..." says where that is now
-```
-
-Or, on transformers' model of the same base, `peft.PeftModel.from_pretrained(model, "FOLDER")`.
-
-## Numbers{numbers}"""
-
-
 def read_adapter(folder: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor]]:
-    """An adapter's record and its tensors, under the names of a training checkpoint.
+    """Read an adapter's record, and its tensors under the names that they have in a training checkpoint.
 
     Raises:
         FileNotFoundError: the folder has no adapter.
         CheckpointError: the file is damaged, or does not say which model it belongs to.
     """
-    path = folder / WEIGHTS_NAME
+    path = folder / ADAPTER_WEIGHTS_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS_NAME}")
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_WEIGHTS_NAME}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -113,10 +79,10 @@ def read_adapter(folder: Path) -> tuple[AdapterRecord, dict[str, torch.Tensor]]:
 
 
 def _name_in_model(name: str) -> str:
-    """A tensor's name in a model, where the adapter's own name is part of it."""
+    """The name of a tensor in a model, which contains the name of the adapter."""
     name = name.removeprefix(_PREFIX)
     module, _, part = name.rpartition(".lora_")
     kind, dot, rest = part.partition(".")
     if kind == "magnitude_vector":
         dot, rest = ".", "weight"
-    return f"{module}.lora_{kind}.{NAME}{dot}{rest}"
+    return f"{module}.lora_{kind}.{ADAPTER_NAME}{dot}{rest}"

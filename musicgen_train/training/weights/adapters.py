@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021; DoRA, Liu et al. 2024), made by peft within the composite.
+"""Low-rank adapters (LoRA, Hu et al. 2021; DoRA, Liu et al. 2024) in the composite.
 
-The layers are peft's; here is what belongs to MusicGen: which modules get one, what a checkpoint holds, and the weights
-without them. Names are the composite's, so that peft reads an adapter on top of transformers' model too.
+The layers are peft's. This file decides which modules of a MusicGen get one, what a checkpoint holds of them, and
+merges them into the weights. Names are those of the composite, so that peft reads an adapter for transformers' model.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from torch import nn
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.fingerprint import add_tensors
-from musicgen_train.training.weights.freezing import GROUPS, InGroup, group_of, is_trainable_part
+from musicgen_train.training.weights.freezing import PARAMETER_GROUPS, InGroup, group_predicate, is_trainable_part
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-# peft's name of an adapter where there is only one; it is in the names of a model's tensors, and in no file of peft's.
-NAME = "default"
+# peft's name for the only adapter of a model. It is part of the names of tensors in the model, but not in peft's files.
+ADAPTER_NAME = "default"
 
 # The entry of a training checkpoint that holds the adapter's record.
 ADAPTER_KEY = "adapter"
 
-# What decides the decoder's output beside its tensors.
+# The fields of the config that decide the decoder's output beside its tensors.
 _IDENTITY = ("num_attention_heads", "activation_function", "num_codebooks", "audio_channels")
 _WITHOUT_ADAPTERS = "norms"
 
 
 @dataclass(kw_only=True)
 class AdapterSettings:
-    """What is added to the decoder."""
+    """The adapter that is added to the decoder."""
 
     rank: int
-    """Of the two factors; parameters grow with it."""
+    """Rank of the two factors; the number of parameters is proportional to it."""
     alpha: float
     """The adapter's output is multiplied by alpha / rank, or with `rank_stabilized` by alpha / sqrt(rank)."""
     dropout: float
-    """Of the adapter's input, while training."""
+    """Dropout of the adapter's input, while training."""
     targets: list[str] = field(default_factory=list)
-    """Groups whose linear layers and embeddings get an adapter; see `freezing.GROUPS`."""
+    """Groups whose linear layers and embeddings get an adapter; see `freezing.PARAMETER_GROUPS`."""
     dora: bool
     """Learn the length of each weight vector beside its direction (DoRA)."""
     rank_stabilized: bool
@@ -70,14 +70,14 @@ class AdapterSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRecord:
-    """What an adapter is and what it belongs to; plain values, kept in every checkpoint and file of it."""
+    """The settings of an adapter and the base it belongs to: plain values, kept in every checkpoint and file of it."""
 
     base: str
-    """The model it was trained on, as `init_from` named it."""
+    """The model that the adapter was trained on, as `init_from` named it."""
     base_fingerprint: str
     """See `base_fingerprint`."""
     audio_channels: int
-    """Of the base; 2 where `base` names a mono model too, which was made stereo first."""
+    """Channels of the base; 2 also if `base` names a mono model that was made stereo first."""
     rank: int
     alpha: float
     dropout: float
@@ -88,10 +88,10 @@ class AdapterRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> AdapterRecord:
-        """Read one.
+        """Make a record from the plain values that `source`, named in errors, holds.
 
         Raises:
-            CheckpointError: `source` holds another kind of record.
+            CheckpointError: they are those of another kind of record.
         """
         try:
             return cls(**values)
@@ -101,14 +101,14 @@ class AdapterRecord:
             ) from error
 
     def check_base(self, found: str, what: str) -> None:
-        """Refuse another base.
+        """Check that a model is the base that the adapter was trained on.
 
         Args:
-            found: the fingerprint of the base at hand.
-            what: its name.
+            found: the fingerprint of the model; see `base_fingerprint`.
+            what: its name, for errors.
 
         Raises:
-            ValueError: it is not the one that the adapter was trained on.
+            ValueError: it is another model.
         """
         if found != self.base_fingerprint:
             raise ValueError(
@@ -119,23 +119,23 @@ class AdapterRecord:
 
 
 def require_peft() -> None:
-    """Refuse to go on without peft.
+    """Check that peft is installed.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: it is not.
     """
     if importlib.util.find_spec("peft") is None:
         raise ValueError("adapters need peft, which is not installed: pip install -e '.[lora]'")
 
 
 def base_fingerprint(model: nn.Module, config: MusicgenDecoderConfig) -> str:
-    """SHA-256, hex, of what an adapter is trained on: decoder and projection of the text, in float32.
+    """SHA-256, in hex, of the decoder and the text projection in float32: what an adapter is trained on.
 
-    Reads all weights once, which takes seconds per billion parameters.
+    It reads all weights once, which takes seconds per billion parameters.
 
     Args:
-        model: see `add_adapter`; without an adapter.
-        config: of the decoder.
+        model: see `add_adapter`; it has no adapter.
+        config: the config of its decoder.
     """
     digest = hashlib.sha256()
     identity = {name: getattr(config, name) for name in _IDENTITY}
@@ -153,22 +153,22 @@ def add_adapter(
     base: str,
     seed: int,
 ) -> AdapterRecord:
-    """Put a new adapter into a model; of all its parameters, only the adapter's are trained from then on.
+    """Add a new adapter to a model; from then on, only the adapter's parameters are trained.
 
-    It begins as zero: the model's output stays what it was until the first step.
+    The adapter starts as zero, so the model's output does not change before the first step.
 
     Args:
         model: a composite, or any module with its `decoder` and, where there is one, `enc_to_dec_proj`.
-        settings: which adapter.
-        trained: names outside of it get none, see `FreezeSettings.trains`.
-        config: of the decoder.
+        settings: the adapter to add.
+        trained: tells which names may get an adapter; see `FreezeSettings.trains`.
+        config: the config of the decoder.
         base: the model's name, for the record.
-        seed: of the adapter's first factor.
+        seed: the seed of the adapter's first factor.
 
     Raises:
         ValueError: an unknown group, or no module is left.
     """
-    groups = [group_of(name, config.num_hidden_layers, "adapter.targets") for name in settings.targets]
+    groups = [group_predicate(name, config.num_hidden_layers, "adapter.targets") for name in settings.targets]
     names = [
         name
         for name, module in model.named_modules()
@@ -180,7 +180,7 @@ def add_adapter(
     if not names:
         raise ValueError(
             f"adapter.targets={settings.targets} leaves nothing to train beside freeze and train_only; name other "
-            f"groups: {', '.join(name for name in GROUPS if name != _WITHOUT_ADAPTERS)}"
+            f"groups: {', '.join(name for name in PARAMETER_GROUPS if name != _WITHOUT_ADAPTERS)}"
         )
     record = AdapterRecord(
         base=base,
@@ -200,23 +200,23 @@ def add_adapter(
 
 
 def inject(model: nn.Module, record: AdapterRecord) -> None:
-    """Put the layers of a recorded adapter into its base, with new values.
+    """Add the layers of a recorded adapter to its base, with newly initialized values.
 
     Args:
         model: see `add_adapter`.
-        record: of the adapter.
+        record: the adapter's record.
     """
     require_peft()
     # Imported here: it brings transformers and takes seconds.
     from peft import inject_adapter_in_model
 
     mode = model.training
-    inject_adapter_in_model(lora_config(record), model, adapter_name=NAME)
+    inject_adapter_in_model(lora_config(record), model, adapter_name=ADAPTER_NAME)
     model.train(mode)
 
 
 def lora_config(record: AdapterRecord) -> LoraConfig:
-    """An adapter's description in peft's terms."""
+    """peft's config of an adapter."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -232,10 +232,15 @@ def lora_config(record: AdapterRecord) -> LoraConfig:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Overwrite the values of a model's adapter.
+    """Load tensors into the adapter of a model.
+
+    Args:
+        model: the model with the adapter.
+        state: the adapter's tensors, under their names in the model.
+        what: where they came from, for errors.
 
     Raises:
-        CheckpointError: tensors are missing, or do not fit.
+        CheckpointError: tensors are missing, unexpected, or of another shape.
     """
     own = adapter_state(model)
     missing = sorted(set(own) - set(state))
@@ -252,10 +257,10 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor], what
 
 
 def check_resumed_adapter(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to go on with a checkpoint of another adapter, or of another base.
+    """Check that a checkpoint holds the adapter of this run, on the same base.
 
     Args:
-        saved: our part of the checkpoint, with or without an adapter's entry.
+        saved: our entry of the checkpoint (`CHECKPOINT_KEY`), with or without an adapter's record.
         own: the same of this run.
 
     Raises:
@@ -284,19 +289,19 @@ def check_resumed_adapter(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether a model has an adapter."""
+    """Returns True if a model has an adapter."""
     return any(_is_of_adapter(name) for name, _ in model.named_parameters())
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's tensors alone, under their names in the model; they share its memory."""
+    """The adapter's tensors, under their names in the model, whose memory they share."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if _is_of_adapter(name)}
 
 
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's state dict with the adapter added to the weights, under the names that it has without one.
+    """The state dict that a model would have with its adapter merged into the weights; the model is not changed.
 
-    Nothing is changed. Without an adapter it is the state dict.
+    Without an adapter it is the model's own state dict.
     """
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
     inside = tuple(f"{name}." for name in layers)
@@ -309,7 +314,7 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def keep_only_adapter_in_state(module: nn.Module) -> None:
-    """Leave the frozen base out of a module's state dict, also of its copies, and take it as given when one is loaded.
+    """Leave the frozen base out of the state dict of a module and of its copies, and not expect it on loading.
 
     So a checkpoint has the size of the adapter, and loading it stays strict.
     """
@@ -318,10 +323,7 @@ def keep_only_adapter_in_state(module: nn.Module) -> None:
 
 
 def modules_pattern(names: Iterable[str]) -> str:
-    r"""A regular expression that matches exactly these module names: numbers of otherwise equal names in one group.
-
-    E.g. `decoder\.lm_heads\.(0|1|2|3)`.
-    """
+    r"""A regular expression that matches exactly these module names, e.g. `decoder\.lm_heads\.(0|1|2|3)`."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for name in names:
         match = re.fullmatch(r"(.*?)\.(\d+)(\..*|)", name)

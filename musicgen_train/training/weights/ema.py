@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is validated, sampled and exported, while training goes on."""
+"""An exponential moving average (EMA) of the weights, which is validated, sampled and exported."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class EMA(WeightAveraging):
     """Lightning's weight averaging as `average = decay * average + (1 - decay) * weights`.
 
-    The first update takes the weights as they are. Validation, samples, `best.ckpt` and the exported model have the
-    average; a checkpoint has both, and a resumed run goes on with both. When training ends, the average takes the
-    weights' place, so the last checkpoint has to be saved before. Of Lightning's own `EMAWeightAveraging` it differs in
-    this: parameters that are not trained are neither copied nor averaged, which would round them, and a step that was
-    left out does not count.
+    The first update copies the weights. Validation, samples, `best.ckpt` and the exported model use the average; a
+    checkpoint holds both, and a resumed run goes on with both. When training ends, the average replaces the weights, so
+    the last checkpoint has to be saved before. Unlike Lightning's own `EMAWeightAveraging`, it neither copies nor
+    averages parameters that are not trained, which would round them, and a step that was left out does not count.
 
     Args:
-        decay: how much of the average stays in an update; 1 / (1 - decay) updates is its horizon.
+        decay: how much of the average an update keeps; its horizon is 1 / (1 - decay) updates.
         every_n_steps: optimizer steps between two updates.
-        device: where the average is kept, e.g. `cpu` to spare a GPU's memory; None for where the weights are.
+        device: where the average is kept, e.g. `cpu` to spare a GPU's memory; None keeps it beside the weights.
     """
 
     def __init__(self, decay: float, every_n_steps: int = 1, device: str | None = None) -> None:
@@ -36,7 +35,7 @@ class EMA(WeightAveraging):
         self._every_n_steps = every_n_steps
 
     def is_on(self, device: torch.device) -> bool:
-        """Whether the average is kept on a device, that of the weights."""
+        """Returns True if the average is kept on `device`, which is that of the weights."""
         return self._device is None or torch.device(self._device).type == device.type
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -55,7 +54,7 @@ class EMA(WeightAveraging):
 
     @contextlib.contextmanager
     def in_place(self, pl_module: lightning.LightningModule) -> Iterator[None]:
-        """Within the block the module has the average, afterwards its own weights again."""
+        """Within the block the module holds the average, after it its own weights again."""
         self._swap_models(pl_module)
         try:
             yield
@@ -73,7 +72,7 @@ class EMA(WeightAveraging):
 
 @contextlib.contextmanager
 def averaged_weights(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> Iterator[None]:
-    """Within the block a run's module has the average of its weights, where the run keeps one."""
+    """Within the block the module holds the average of its weights, if the run keeps one."""
     with contextlib.ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMA):

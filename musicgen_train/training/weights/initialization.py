@@ -1,31 +1,30 @@
-"""Random weights for training from scratch, as audiocraft draws them."""
+"""Random initialization for training from scratch, as in audiocraft."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
+from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
 
 
 @torch.no_grad()
 def initialize_like_audiocraft(
     decoder: MusicgenForCausalLM, projection: nn.Linear | None = None, generator: torch.Generator | None = None
 ) -> None:
-    """Draw all weights anew the way the released models began (audiocraft's `weight_init: gaussian`).
+    """Initialize all weights as those of the released models were (audiocraft's `weight_init: gaussian`).
 
-    Embeddings and heads have a standard deviation of 1/sqrt(width); the output projections and feed-forward of layer
-    i, 1/sqrt(inputs) / sqrt(2 (i + 1)); both are cut at three deviations. Queries, keys, values and the projection of
-    the text are uniform within 1/sqrt(inputs). Norms begin at identity.
+    Embeddings and heads are Gaussian with a standard deviation of 1/sqrt(width); the output projections and the
+    feed-forward of layer i (from 0), with 1/sqrt(inputs) / sqrt(2 (i + 1)); both are truncated at three deviations.
+    Queries, keys, values and the text projection are uniform within 1/sqrt(inputs). Norms start as the identity.
 
     Args:
         decoder: changed in place.
         projection: the composite's `enc_to_dec_proj`, if it has one.
-        generator: source of randomness, on the decoder's device; default torch's global one.
+        generator: a generator on the decoder's device; None takes torch's global one.
     """
     inner = decoder.model.decoder
     for table in cast("list[nn.Embedding | nn.Linear]", [*inner.embed_tokens, *decoder.lm_heads]):

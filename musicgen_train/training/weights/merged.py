@@ -1,4 +1,4 @@
-"""A base and its adapter as one plain model, in Python or as a folder of the hub's layout."""
+"""Merging an adapter into its base: a plain model, in Python or as a folder in the hub's layout."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 from musicgen_train.training.weights.adapter_files import read_adapter
-from musicgen_train.training.weights.starting import Encoders, composite_of, with_adapter
+from musicgen_train.training.weights.starting import EncoderSources, composite_of, with_adapter
 
 
 def load_adapted(adapter: str | Path, base: str | None = None) -> MusicgenForConditionalGeneration:
-    """A model with an adapter merged into its weights.
+    """Load a model with an adapter merged into its weights.
 
     Args:
-        adapter: the folder of one, such as RUN/adapter.
-        base: hub folder or id, run or checkpoint that it was trained on; None for the one that it names.
+        adapter: the adapter's folder, such as RUN/adapter.
+        base: the hub folder or id, run or checkpoint that it was trained on; None takes the one that it names.
 
     Returns:
         The composite, in eval mode.
@@ -35,8 +35,9 @@ def load_adapted(adapter: str | Path, base: str | None = None) -> MusicgenForCon
 
 
 def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = None) -> MusicgenForConditionalGeneration:
-    """Write a model with an adapter merged into its weights, and its processor, as a folder of the hub's layout; read
-    it back, and compare every tensor.
+    """Write a model with an adapter merged into its weights, and its processor, as a folder in the hub's layout.
+
+    The folder is read back, and every tensor compared.
 
     Args:
         adapter, base: see `load_adapted`.
@@ -62,8 +63,8 @@ def merge_adapter(adapter: str | Path, output: str | Path, base: str | None = No
     return model
 
 
-def with_encoders(adapter: Path, base: str | None = None) -> tuple[MusicgenForConditionalGeneration, Encoders]:
-    """See `load_adapted`; also where the encoders came from."""
+def with_encoders(adapter: Path, base: str | None = None) -> tuple[MusicgenForConditionalGeneration, EncoderSources]:
+    """Load the model of `load_adapted`, and say where its encoders came from."""
     record, state = read_adapter(adapter)
     trained = with_adapter(record, state, str(adapter), base)
     if trained.encoders is None:

@@ -1,4 +1,4 @@
-"""What `init_from` or `model` names: a run, a checkpoint, an adapter, or a model of the hub's layout."""
+"""Finds what `init_from` or `model` names: a run, a checkpoint, an adapter, or a model in the hub's layout."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ class ModelSource:
     """Where a model comes from."""
 
     folder: str | None = None
-    """A folder or hub id in the hub's layout. Beside a checkpoint: the composite of its run, whose encoders are used;
-    None for those that the checkpoint names."""
+    """A folder in the hub's layout, or a hub id. With a checkpoint, the composite of its run, whose encoders are used;
+    if that is None, too, the encoders are those that the checkpoint names."""
     checkpoint: Path | None = None
     """A training checkpoint, whose decoder and projection are used."""
     adapter: Path | None = None
     """The folder of an adapter, which names its base."""
     run: Path | None = None
-    """The folder of the training run, if it is one's."""
+    """The folder of the training run that the model belongs to, if it does."""
 
     @property
     def metrics(self) -> Path | None:
-        """The training curves, if there are any."""
+        """The file of the run's training curves, if there is one."""
         path = None if self.run is None else self.run / METRICS_NAME
         return path if path is not None and path.is_file() else None
 
 
 def find_model(name: str, setting: str) -> ModelSource:
-    """What `setting=name` means. A run is its composite, or its last checkpoint where it has not ended or has gone on.
+    """Find the model that `setting=name` means.
+
+    A run means its composite, or its newest checkpoint if it has not ended or was resumed since.
 
     Args:
         name: a run's folder, a checkpoint, an adapter's folder, or a model's folder or hub id.
-        setting: where it was given, for errors.
+        setting: the setting that gives the name, for errors.
 
     Raises:
-        FileNotFoundError: a folder that holds no model, or a run without anything yet.
-        ValueError: a file that is no checkpoint.
+        FileNotFoundError: it is a folder that holds no model, or a run that has saved nothing yet.
+        ValueError: it is a file that is no checkpoint.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -76,7 +78,7 @@ def find_model(name: str, setting: str) -> ModelSource:
 
 
 def _run_around(path: Path, name: str) -> Path | None:
-    """The run that has a folder, where that is what it is called there: it may be given by itself."""
+    """The run that a folder named `name` lies in, if it does: such a folder may be given by itself."""
     return path.parent if path.name == name and is_run(path.parent) else None
 
 

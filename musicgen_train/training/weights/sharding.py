@@ -1,7 +1,7 @@
 """Weights, gradients and optimizer state divided among devices (FSDP2), through Lightning's model-parallel strategy.
 
-Each decoder layer is gathered when it is needed and dropped again. Checkpoints are put together into one file, the same
-as those of a single process, so any number of processes and any strategy goes on from them.
+Each decoder layer is gathered when it is needed and freed afterwards. A checkpoint is gathered into one file like that
+of a single process, so a run can be resumed with any number of processes and any strategy.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.training.module import MusicgenTraining
 
-# As a single process has it; in the memory of rank 0 where it is to be saved.
+# The state is gathered as a single process has it, into the CPU memory of rank 0.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy with all devices sharing the weights, and whole checkpoints.
+    """Lightning's model-parallel strategy that divides the weights among all devices, with whole checkpoints.
 
     Args:
-        process_group_backend: null for nccl on GPUs and gloo on CPUs.
+        process_group_backend: None takes nccl on GPUs and gloo on CPUs.
     """
 
     def __init__(self, process_group_backend: str | None = None) -> None:
@@ -42,15 +42,15 @@ class FullySharded(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        # Lightning's "auto" is one copy of the weights per node.
+        # Lightning's "auto" would keep one copy of the weights per node.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The whole state as an optimizer of a single process has it; on rank 0, and empty on the others.
+        """The whole state as an optimizer of a single process has it, on rank 0; empty on the others.
 
-        Lightning numbers the parameters of the module, also those that are frozen and that no optimizer knows, and
-        leaves the names where an optimizer has no state.
+        Lightning's own numbers all parameters of the module, including frozen ones that no optimizer has, and keeps
+        names instead of numbers if an optimizer has no state.
         """
         assert self.lightning_module is not None
         found: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=_WHOLE)
@@ -58,7 +58,7 @@ class FullySharded(ModelParallelStrategy):
             return {}
         names = [name for group in found["param_groups"] for name in group["params"]]
         number = {name: index for index, name in enumerate(names)}
-        # Their values as the optimizer has them: on the way here tuples become lists.
+        # The settings are taken from the optimizer itself: gathering turns tuples into lists.
         groups = [
             {**own, "params": [number[name] for name in group["params"]]}
             for own, group in zip(optimizer.param_groups, found["param_groups"], strict=True)
@@ -66,7 +66,7 @@ class FullySharded(ModelParallelStrategy):
         return {"state": {number[name]: value for name, value in found["state"].items()}, "param_groups": groups}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read weights and optimizer state, saved by any number of processes; return all that the checkpoint holds."""
+        """Load weights and optimizer state, saved by any number of processes; return the whole checkpoint."""
         module = self.lightning_module
         assert module is not None
         path = self.broadcast(checkpoint_path)
@@ -74,7 +74,7 @@ class FullySharded(ModelParallelStrategy):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
         options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
         set_model_state_dict(module, checkpoint["state_dict"], options=options)
-        # There are none where weights are only validated.
+        # There are no optimizers if the weights are only validated.
         states = checkpoint["optimizer_states"] if self.optimizers else []
         for optimizer, state in zip(self.optimizers, states, strict=True):
             set_optimizer_state_dict(module, optimizer, _by_name(state, module, optimizer), options=options)
@@ -86,16 +86,16 @@ class FullySharded(ModelParallelStrategy):
 class ShardedTraining(MusicgenTraining):
     """The module for `FullySharded`.
 
-    A class of its own, since Lightning treats every module with `configure_model` as one that may be sharded.
+    It is a class of its own because Lightning takes every module with `configure_model` for one that may be sharded.
     """
 
     def configure_model(self) -> None:
-        """Shard each layer, and the rest (embeddings, heads, last norm, projection) as one.
+        """Shard each layer as a unit, and the rest (embeddings, heads, last norm, projection) as another.
 
-        Under bf16-mixed layers are gathered in bfloat16, half the traffic; gradients are added up in float32 and the
-        weights themselves stay in float32. The rest stays in float32, so that the residual stream does.
+        Under bf16-mixed, layers are gathered in bfloat16, which halves the traffic; gradients are added up in float32,
+        and the weights themselves stay in float32. So does the rest, which keeps the residual stream in float32.
         """
-        if isinstance(self, FSDPModule):  # asked again for a validation
+        if isinstance(self, FSDPModule):  # already done: Lightning calls this again for a validation
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
@@ -110,7 +110,7 @@ class ShardedTraining(MusicgenTraining):
 
 
 def _by_name(state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state under the names of its parameters rather than their numbers."""
+    """An optimizer's state under the names of its parameters instead of their numbers."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     groups = [{**group, "params": [ordered[number] for number in group["params"]]} for group in state["param_groups"]]
@@ -120,12 +120,12 @@ def _by_name(state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Op
 def whole_composite(
     composite: MusicgenForConditionalGeneration, state: Mapping[str, torch.Tensor], device: torch.device
 ) -> MusicgenForConditionalGeneration:
-    """A composite around the same encoders whose decoder and projection are whole, for one rank to sample with.
+    """Make a composite with the same encoders and an unsharded decoder and projection, for one rank to sample with.
 
     Args:
-        composite: its own decoder may be sharded.
-        state: of `MusicgenTraining`, put together from all ranks.
-        device: of the new decoder and projection, which take as much memory there as the weights.
+        composite: a composite whose decoder may be sharded.
+        state: the state dict of `MusicgenTraining`, gathered from all ranks.
+        device: the device of the new decoder and projection, which take the memory of all weights there.
     """
     with torch.device("meta"):
         decoder = MusicgenForCausalLM(composite.decoder.config)

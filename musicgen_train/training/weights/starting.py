@@ -1,4 +1,4 @@
-"""What a run starts from: decoder and projection from a model, from a run of ours, or from nothing; frozen encoders."""
+"""What a run starts from: decoder and projection of a model or of another run, or random ones, and frozen encoders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from musicgen_train.convert.stereo import expand_to_stereo
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
 from musicgen_train.models.codec.encodec import EncodecModel
@@ -24,8 +23,7 @@ from musicgen_train.models.t5 import T5EncoderModel
 from musicgen_train.processing.feature_extractor import EncodecFeatureExtractor
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
-from musicgen_train.training.checkpoints.reading import load_plain
-from musicgen_train.training.module import CHECKPOINT_KEY
+from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY, load_plain
 from musicgen_train.training.weights.adapter_files import read_adapter
 from musicgen_train.training.weights.adapters import (
     ADAPTER_KEY,
@@ -37,30 +35,31 @@ from musicgen_train.training.weights.adapters import (
 )
 from musicgen_train.training.weights.initialization import initialize_like_audiocraft
 from musicgen_train.training.weights.model_source import find_model
+from musicgen_train.training.weights.stereo import expand_to_stereo
 
 SCRATCH = "scratch"
 
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """What the decoder is to be."""
+    """The decoder that is trained."""
 
     architecture: dict[str, Any]
     """Fields of `MusicgenDecoderConfig`. From scratch they make the model; otherwise they have to be those of the model
-    that `init_from` names, but that a mono one becomes stereo."""
+    that `init_from` names, except that a mono model may become stereo."""
     dropout: float
-    """Of every sub-layer, while training."""
+    """Dropout of every sub-layer, while training."""
     activation_checkpointing: bool
-    """Compute layers again in the backward pass rather than keep their activations: less memory, a third more time."""
+    """Compute layers again in the backward pass instead of keeping activations: less memory, a third more time."""
     compile: bool
-    """Compile the layers (`torch.compile`): faster steps, after some minutes at the start."""
+    """Compile the layers (`torch.compile`): faster steps, after some minutes of compilation."""
     attend_to_padding: bool
     """See `MusicgenTraining`."""
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """Folders or hub ids that the frozen encoders come from, each of a composite or of an encoder alone."""
+class EncoderSources:
+    """Folders or hub ids that the frozen encoders come from, each holding a composite or an encoder alone."""
 
     text: str
     audio: str
@@ -75,38 +74,38 @@ class Start:
 
     composite: MusicgenForConditionalGeneration
     processor: MusicgenProcessor
-    encoders: Encoders
+    encoders: EncoderSources
     """Where the frozen encoders and the processor came from."""
     new_projection: bool = False
-    """Whether the projection of the text has random values, and has to be trained."""
+    """True if the text projection has random values, so that it has to be trained."""
     made_stereo: bool = False
-    """Whether a mono model was made stereo, so that its channels do not differ yet."""
+    """True if a mono model was made stereo, so that its channels do not differ yet."""
 
 
 @dataclass
 class TrainedParts:
-    """The parts of a composite that are trained, with the values they have."""
+    """The parts of a composite that are trained, with their values."""
 
     decoder: MusicgenForCausalLM
     projection: Mapping[str, torch.Tensor] | None
-    """State of `enc_to_dec_proj`, if there is one."""
-    encoders: Encoders | None
-    """Where the encoders are that belong to them, if that is known."""
+    """The state dict of `enc_to_dec_proj`, if there is one."""
+    encoders: EncoderSources | None
+    """Where the encoders that belong to them are, if that is known."""
 
 
 def load_start(
     init_from: str, encoders: str | None, settings: ModelSettings, manifest: Manifest, latents: str, seed: int
 ) -> Start:
-    """Put together what a run starts from, and see that it fits the latents.
+    """Load what a run starts from, and check that it fits the latents.
 
     Args:
-        init_from: a hub folder or id, one of our run folders or checkpoints, or `scratch`.
-        encoders: a composite's folder or id to take the frozen encoders from; None for those of `init_from`, or those
-            that the latents were made with.
-        settings: of the decoder.
-        manifest: of the latents.
+        init_from: a hub folder or id, one of our run folders, checkpoints or adapters, or `scratch`.
+        encoders: a composite's folder or id to take the frozen encoders from; None takes those of `init_from`, or else
+            those that the latents were made with.
+        settings: the settings of the decoder.
+        manifest: the manifest of the latents.
         latents: their folder, for errors.
-        seed: of new weights.
+        seed: the seed of random weights.
 
     Raises:
         FileNotFoundError, CheckpointError: something cannot be read.
@@ -149,10 +148,10 @@ def load_start(
     return Start(composite.eval(), processor, source, new_projection, made_stereo)
 
 
-def _encoders_of(encoders: str | None, trained: TrainedParts, manifest: Manifest) -> Encoders:
+def _encoders_of(encoders: str | None, trained: TrainedParts, manifest: Manifest) -> EncoderSources:
     if encoders is not None:
-        return Encoders(encoders, encoders)
-    return trained.encoders or Encoders(manifest.text_encoder.name, manifest.audio_encoder.name)
+        return EncoderSources(encoders, encoders)
+    return trained.encoders or EncoderSources(manifest.text_encoder.name, manifest.audio_encoder.name)
 
 
 def _from_scratch(architecture: dict[str, Any], manifest: Manifest) -> TrainedParts:
@@ -177,11 +176,11 @@ def _trained_parts(init_from: str) -> TrainedParts:
         raise ValueError(f"{init_from} is of type {config.model_type}; init_from takes a musicgen or its decoder")
     model = MusicgenForConditionalGeneration.from_pretrained(source.folder)
     projection = None if model.enc_to_dec_proj is None else model.enc_to_dec_proj.state_dict()
-    return TrainedParts(model.decoder, projection, Encoders(source.folder, source.folder))
+    return TrainedParts(model.decoder, projection, EncoderSources(source.folder, source.folder))
 
 
-def composite_of(trained: TrainedParts, encoders: Encoders, what: str) -> MusicgenForConditionalGeneration:
-    """A trained decoder and projection between their encoders, in eval mode.
+def composite_of(trained: TrainedParts, encoders: EncoderSources, what: str) -> MusicgenForConditionalGeneration:
+    """Join a trained decoder and projection with their encoders to a composite, in eval mode.
 
     Args:
         trained: the decoder and projection.
@@ -190,7 +189,7 @@ def composite_of(trained: TrainedParts, encoders: Encoders, what: str) -> Musicg
 
     Raises:
         FileNotFoundError: an encoder is not there.
-        CheckpointError: an encoder is damaged, or the projection is not for its width.
+        CheckpointError: an encoder is damaged, or the projection does not fit its width.
     """
     model = MusicgenForConditionalGeneration(
         text_encoder=T5EncoderModel.from_pretrained(encoders.text),
@@ -207,10 +206,10 @@ def composite_of(trained: TrainedParts, encoders: Encoders, what: str) -> Musicg
 
 
 def read_checkpoint(path: Path) -> TrainedParts:
-    """Decoder, projection and what belongs to them from a checkpoint of ours.
+    """Read decoder and projection from a checkpoint of a training run; nothing in it is executed.
 
     Raises:
-        CheckpointError: it is damaged, or none of ours. Nothing in it is executed.
+        CheckpointError: it is damaged, or no checkpoint of a training run.
     """
     content = load_plain(path, map_location="cpu")
     if CHECKPOINT_KEY not in content:
@@ -218,25 +217,25 @@ def read_checkpoint(path: Path) -> TrainedParts:
     ours, state = content[CHECKPOINT_KEY], content["state_dict"]
     if ADAPTER_KEY in ours:
         record = AdapterRecord.from_dict(ours[ADAPTER_KEY], str(path))
-        return replace(with_adapter(record, state, str(path)), encoders=Encoders(**ours["encoders"]))
+        return replace(with_adapter(record, state, str(path)), encoders=EncoderSources(**ours["encoders"]))
     decoder = _decoder_with(MusicgenDecoderConfig.from_dict(ours["decoder_config"]), _below("decoder.", state))
     decoder.generation_config = GenerationConfig.from_dict(ours["generation_config"])
-    return TrainedParts(decoder, _below("enc_to_dec_proj.", state) or None, Encoders(**ours["encoders"]))
+    return TrainedParts(decoder, _below("enc_to_dec_proj.", state) or None, EncoderSources(**ours["encoders"]))
 
 
 def with_adapter(
     record: AdapterRecord, state: Mapping[str, torch.Tensor], what: str, base: str | None = None
 ) -> TrainedParts:
-    """An adapter, merged into its base.
+    """Read the base of an adapter, and merge the adapter into it.
 
     Args:
-        record: of the adapter.
+        record: the adapter's record.
         state: its tensors.
         what: where they came from, for errors.
-        base: see `load_start`'s `init_from`; None for the model that the record names.
+        base: as `init_from` of `load_start`; None takes the model that the record names.
 
     Raises:
-        ValueError: the base is another model, or has changed.
+        ValueError: the base is another model than the adapter was trained on, or has changed since.
         CheckpointError: the tensors do not fit.
     """
     name = base or record.base
@@ -270,7 +269,7 @@ def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _as_asked(trained: TrainedParts, architecture: dict[str, Any], init_from: str) -> TrainedParts:
-    """The model of `init_from`, made stereo where that is what the architecture says and all that differs."""
+    """The model of `init_from`, made stereo if the model group asks for that and nothing else differs."""
     config = trained.decoder.config
     if architecture.get("audio_channels") == 2 and config.audio_channels == 1:
         config, state = expand_to_stereo(config, trained.decoder.state_dict())
@@ -311,7 +310,7 @@ def _check_codes(config: MusicgenDecoderConfig, manifest: Manifest, what: str, l
 
 
 def _check_encoders(
-    text_encoder: T5EncoderModel, audio_encoder: EncodecModel, manifest: Manifest, source: Encoders, latents: str
+    text_encoder: T5EncoderModel, audio_encoder: EncodecModel, manifest: Manifest, source: EncoderSources, latents: str
 ) -> None:
     different = [
         f"the {kind} encoder of {given} (fingerprint {found[:12]}) is not the one the latents were made with "
@@ -330,5 +329,5 @@ def _check_encoders(
 
 
 def _fits(projection: nn.Linear, state: Mapping[str, torch.Tensor]) -> bool:
-    # One for states of another width belongs to another text encoder, and a new one has to be trained.
+    # A projection of another width belongs to another text encoder; a new one has to be trained then.
     return state["weight"].shape == projection.weight.shape

@@ -1,4 +1,4 @@
-"""Which of a model's parameters a run trains: all, some groups, or an adapter."""
+"""Chooses which of a model's parameters a run trains: all, some groups, or an adapter."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from musicgen_train.training.weights.starting import SCRATCH, Start
 def choose_parameters(
     start: Start, freezing: FreezeSettings, adapter: AdapterSettings | None, *, init_from: str, seed: int
 ) -> AdapterRecord | None:
-    """Freeze what is not to be trained, and put in the adapter that is.
+    """Freeze the parameters that are not trained, and add the adapter if there is one.
 
     Args:
         start: its composite is changed in place.
-        freezing: of parameters, or with an adapter of modules that get none.
-        adapter: None to train the weights themselves.
+        freezing: the groups that are trained; with an adapter, the groups that get one.
+        adapter: None trains the weights themselves.
         init_from: where the weights came from, for the adapter's record.
-        seed: of the adapter.
+        seed: the seed of the adapter.
 
     Returns:
         The adapter's record, if there is one.
 
     Raises:
-        ValueError: unknown groups, nothing left to train, or something that has to be trained would not be.
+        ValueError: a group is unknown, nothing is left to train, or something that has to be trained would not be.
     """
     composite, config = start.composite, start.composite.decoder.config
     if adapter is not None and init_from == SCRATCH:
@@ -50,7 +50,7 @@ def choose_parameters(
 
 
 def adapter_entry(record: AdapterRecord | None) -> dict[str, Any]:
-    """What a training checkpoint holds about its adapter; empty where it has none."""
+    """The entry of a training checkpoint for its adapter; empty if there is none."""
     return {} if record is None else {ADAPTER_KEY: dataclasses.asdict(record)}
 
 
