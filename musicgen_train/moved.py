@@ -19,6 +19,7 @@ MOVED = {
     "convert.stereo": "training.weights.stereo",
     "demo.captions": "demo.descriptions",
     "demo.encoders": "demo.small_model",
+    "demo.reading": "demo.caption_reading",
     "evaluation.assemble": "evaluation.model",
     "evaluation.curves": "evaluation.report.curves",
     "evaluation.control_listening": "evaluation.control.listening",

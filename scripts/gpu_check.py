@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Builders of tiny models and latents, which the tests share.
-PATHS = [ROOT, ROOT / "scripts", ROOT / "tests" / "support"]
+PATHS = [ROOT, ROOT / "scripts" / "benchmarks", ROOT / "tests" / "support"]
 sys.path[:0] = map(str, PATHS)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))

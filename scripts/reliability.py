@@ -1,19 +1,19 @@
-"""Kill preprocessing and training with SIGKILL at random moments, go on each time, and compare with a run left alone.
+"""Kill preprocessing and training with SIGKILL at random moments, resume, and compare with an uninterrupted run.
 
     python scripts/reliability.py                                 30 kills each; about half an hour on two cores
     python scripts/reliability.py --only train --kills 5          one of them, fewer kills
-    python scripts/reliability.py --seed 1 --folder FOLDER        other moments, material and results kept in FOLDER
+    python scripts/reliability.py --seed 1 --folder FOLDER        other moments; inputs and results kept in FOLDER
 
-Each life is the real command as a process group of its own, and all of the group is killed at once. Moments are drawn
-anew for every life: while it starts, some time after so many saves, or the very moment a file that is being saved is
-seen on the disk. They are counted in what the command does and not in seconds alone, so a slow machine takes longer and
-sees the same. A life that ends by itself before it is killed ends a round; the next begins from
-nothing, until there were enough kills. Training goes on with another number of data workers each time.
+Each life of a command is a process group of its own, which is killed as a whole. The moment is drawn for every life:
+while it starts, some time after a number of saves, or when a file that is being saved is seen on the disk. Moments are
+counted in saves and not in seconds alone, so a slow machine takes longer but tests the same. A life that ends by itself
+before it is killed ends a round; the next round begins from nothing, until there were enough kills. Training resumes
+with another number of data workers each time.
 
 At the end of each round the result is compared with that of an uninterrupted run. Preprocessing: every row of every
 split and all captions, and the bytes of all tables. Training: every tensor and number of the last checkpoint (weights,
-averaged weights, optimizer, schedule, counters), the rows of metrics.csv but for speeds, the bytes of the exported
-model and of all samples. The exit code is 1 where anything differs.
+averaged weights, optimizer, schedule, counters), the rows of metrics.csv except speeds, the bytes of the exported model
+and of all samples. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SCRIPTS = Path(__file__).parent
 RATE = 8000
 TRACKS = 120
 STEPS = 150
-# Training saves every few steps, and validates, logs and samples out of step with that.
+# Training saves every other step, and validates, logs and samples at other intervals.
 TRAINING = [
     "callbacks=ema_early_stopping",
     "~callbacks.progress",
@@ -83,22 +83,22 @@ TRAINING = [
     "samples.seconds=0.2",
     "samples.prompts=[drums]",
 ]
-# A life makes at most so many saves.
+# The largest number of saves before a life is killed.
 MOST_SAVES = 4
 POLL_SECONDS = 0.003
-# A life that has shown no sign of itself for so long hangs, which is a failure of what is tested.
+# A life that takes longer hangs, which is a failure of the command.
 LONGEST_LIFE_SECONDS = 1800.0
-# Of lives in which nothing may move on: without a bound a command that never gets anywhere would be killed for ever.
+# The largest number of lives in a row without a save: a command that never gets further would be killed for ever.
 MOST_BARREN_LIVES = 20
 
 
 @dataclass
 class Outcome:
-    """What was seen of one of the two commands."""
+    """The result for one of the two commands."""
 
     name: str
     kills: Counter[str] = field(default_factory=Counter)
-    """By what the command was doing."""
+    """Number of kills by what the command was doing."""
     rounds: int = 0
     differences: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -114,23 +114,24 @@ class Outcome:
 
 @dataclass
 class Job:
-    """A command that is killed and continued."""
+    """A command that is killed and resumed."""
 
     name: str
     first: Callable[[], list[str]]
-    """The command that begins."""
+    """Returns the command that begins."""
     again: Callable[[random.Random], list[str]]
-    """The command that goes on."""
+    """Returns the command that resumes."""
     output: Path
     partial: Callable[[], bool]
-    """Whether a file is being written."""
+    """Tells whether a file is being written."""
     progress: Callable[[], Any]
-    """Something that differs after every save."""
+    """Returns a value that changes with every save."""
     compare: Callable[[], list[str]]
+    """Returns the differences from the uninterrupted run."""
     clear: Callable[[], None]
-    """Remove what it has made."""
+    """Removes what the command has made."""
     seconds_to_first_save: float = 10.0
-    """As far as is known."""
+    """An estimate, updated by every life."""
 
     @property
     def log(self) -> Path:
@@ -138,11 +139,11 @@ class Job:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line asks for. Returns the exit code: 0, or 1 where a result differs."""
+    """Run what the command line asks for. Returns the exit code: 0, or 1 if a result differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="of each command (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--only", choices=("preprocess", "train"), help="one of the commands alone")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills of each command (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument("--only", choices=("preprocess", "train"), help="only one of the commands")
     parser.add_argument("--folder", type=Path, help="a folder to make and keep; otherwise a temporary one")
     options = parser.parse_args(arguments)
     if options.kills < 1:
@@ -165,12 +166,12 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Outcome]:
     outcomes = []
     for job in jobs:
         straight = job.output.with_name("straight-" + job.output.name)
-        # Both are made under one name, since it is in what they write, and the first is then put aside.
+        # Both results have the same path, which is in what they write; so the first is moved aside.
         begin = time.monotonic()
         _finish(job.first(), job.log)
         job.output.rename(straight)
         job.clear()
-        print(f"{job.name}: left alone, {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"{job.name}: uninterrupted, {time.monotonic() - begin:.0f} s", flush=True)
         if options.only in (None, job.name):
             outcomes.append(torment(job, options.kills, random.Random(f"{options.seed}/{job.name}")))
         if outcomes and outcomes[-1].differences:
@@ -179,7 +180,7 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Outcome]:
 
 
 def torment(job: Job, kills: int, moments: random.Random) -> Outcome:
-    """Kill a job so many times, and compare each time it comes to its end."""
+    """Kill a job `kills` times, and compare the result each time it finishes."""
     outcome, begin = Outcome(job.name), time.monotonic()
     begun, barren = False, 0
     while True:
@@ -210,7 +211,7 @@ def torment(job: Job, kills: int, moments: random.Random) -> Outcome:
 
 
 def _live_and_die(command: list[str], job: Job, moments: random.Random) -> str | None:
-    """One life. Returns what it was killed in, or None where it came to its end first."""
+    """Run one life and kill it. Returns what it was doing, or None if it finished first."""
     plan = moments.choices(("starting", "working", "saving"), weights=(2, 5, 3))[0]
     saves, share = moments.randint(1, MOST_SAVES), moments.random()
     begin, before = time.monotonic(), job.progress()
@@ -228,7 +229,7 @@ def _live_and_die(command: list[str], job: Job, moments: random.Random) -> str |
                 saved.append(now)
                 job.seconds_to_first_save = saved[0] - begin
             if len(saved) >= saves:
-                # Somewhere on the way to the next save, or once that is under way.
+                # At a random point before the next save, or during it.
                 between = (saved[-1] - saved[0]) / (len(saved) - 1) if len(saved) > 1 else 1.0
                 if now - saved[saves - 1] >= share * between if plan == "working" else job.partial():
                     break
@@ -239,7 +240,7 @@ def _live_and_die(command: list[str], job: Job, moments: random.Random) -> str |
             return None
     finally:
         _kill_group(process)
-    # What is left tells what it was in the middle of.
+    # The files that are left show what it was doing.
     if job.partial():
         return "in a save"
     return "at work" if job.progress() != before else "while starting"
@@ -257,7 +258,7 @@ def _begin(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Also where the process itself has ended: others of its group may not have.
+    # Even if the process itself has ended, others of its group may be running.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -305,7 +306,7 @@ def _preprocessing(folder: Path) -> Job:
 
 
 def _scanned(folder: Path) -> list[os.DirEntry[str]]:
-    # Folders come and go while they are looked at.
+    # The command creates and removes folders meanwhile.
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -314,7 +315,7 @@ def _scanned(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def compare_latents(straight: Path, killed: Path) -> list[str]:
-    """Where two latent datasets differ."""
+    """Return the differences between two latent datasets."""
     manifests = [json.loads((one / "manifest.json").read_text()) for one in (straight, killed)]
     for manifest in manifests:
         for name in ("created", "command"):
@@ -352,7 +353,7 @@ def _training(folder: Path) -> Job:
 
     return Job(
         name="train",
-        # The same command for the beginning, since a run may be killed before there is anything to go on from.
+        # With resume=auto from the start, since a run may be killed before its first checkpoint.
         first=lambda: [*command, "resume=auto"],
         again=lambda moments: [*command, "resume=auto", f"data.workers={moments.randrange(3)}"],
         output=output,
@@ -366,16 +367,16 @@ def _training(folder: Path) -> Job:
 
 
 def compare_runs(straight: Path, killed: Path) -> list[str]:
-    """Where two training runs differ."""
+    """Return the differences between two training runs."""
     contents = []
     for run in (straight, killed):
         content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
         del content["callbacks"]["Speed"]  # seconds
-        # Lightning counts the validation before a checkpoint once more where it skips it; nothing follows from that.
+        # On resuming, Lightning skips the validation before the checkpoint but counts it again, which has no effect.
         del content["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
         for name, state in content["callbacks"].items():
             if name.startswith("ModelCheckpoint"):
-                del state["current_score"]  # not restored by Lightning, nor needed
+                del state["current_score"]  # Lightning does not restore it, and nothing needs it
         contents.append(content)
     found = [f"last.ckpt{line}" for line in differences(*contents)][:10]
     if _rows(straight) != _rows(killed):
@@ -387,7 +388,7 @@ def compare_runs(straight: Path, killed: Path) -> list[str]:
 
 
 def differences(one: Any, other: Any, at: str = "") -> list[str]:
-    """Where two trees of plain values and tensors differ, bit by bit."""
+    """Return the paths at which two trees of plain values and tensors differ, bit by bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return [f"{at}: {sorted(map(str, one.keys() ^ other.keys()))}"]
@@ -415,11 +416,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-# Material
+# Inputs
 
 
 def write_music(folder: Path) -> None:
-    """Noisy tones as audio files, with their captions."""
+    """Write noisy tones as audio files, with captions."""
     folder.mkdir(parents=True)
     words = ("drums", "bass", "a quiet flute", "slow", "fast", "guitar", "strings", "80s pop")
     random_numbers = np.random.default_rng(0)
@@ -432,7 +433,7 @@ def write_music(folder: Path) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """A small MusicGen with random weights; its checkpoints take long enough to write to be killed in the middle."""
+    """Write a small MusicGen with random weights, large enough that saving a checkpoint can be interrupted."""
     torch.manual_seed(0)
     codec = EncodecConfig(
         sampling_rate=RATE,
@@ -467,7 +468,7 @@ def write_model(folder: Path) -> None:
 
 
 def _fit_codebooks(codec: Any) -> None:
-    """Codebooks of what the random encoder puts out; with random ones all sound would have the same codes."""
+    """Draw codebooks from outputs of the random encoder; with random entries all sound would have the same codes."""
     moments = torch.arange(12 * RATE) / RATE
     sound = 0.4 * torch.sin(2 * torch.pi * (80 + 40 * moments) * moments) + 0.05 * torch.randn(len(moments))
     with torch.no_grad():

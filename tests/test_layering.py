@@ -38,11 +38,11 @@ LAYERS = {
         *("devices", "files", "progress", "typed_settings"),
     },
     "doctor": {
-        *("audio", "data", "devices", "doctor", "files", "latents", "models", "processing", "provenance"),
+        *("audio", "data", "devices", "doctor", "files", "latents", "models", "moved", "processing", "provenance"),
         "training",
     },
     # It brings a listener for the control test, which evaluation is handed by its settings.
-    "demo": {"audio", "demo", "evaluation.control.listener", "files", "launch", "models", "processing"},
+    "demo": {"audio", "demo", "evaluation.control.listener", "files", "launch"},
 }
 FOREIGN = {"transformers", "tokenizers", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb"}
 FOREIGN |= {"peft"}

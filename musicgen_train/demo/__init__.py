@@ -1,5 +1,5 @@
-"""The embedded default: captioned music and small frozen encoders that the project makes itself, from a seed."""
+"""The demo: captioned music made from a seed, classifiers that hear it, and the small model trained on it."""
 
-from musicgen_train.demo.corpus import Track, make_track, write_corpus
+from musicgen_train.demo.corpus import CorpusTrack, make_track, write_corpus
 
-__all__ = ["Track", "make_track", "write_corpus"]
+__all__ = ["CorpusTrack", "make_track", "write_corpus"]

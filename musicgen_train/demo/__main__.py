@@ -1,20 +1,14 @@
-"""Make music, latents, a fine-tuned small model and a report, from nothing (2 cores, some minutes).
+"""Makes music, latents, a fine-tuned small model and a report, from nothing (2 cores, some minutes).
 
     musicgen-train demo [output=FOLDER]              all of it, into outputs/demo or FOLDER, which has to be empty
 
-Or make what it starts from:
+Or it makes one of the things that the demo starts from:
 
     python -m musicgen_train.demo corpus OUTPUT      captioned music, as audio files with a .json beside each
     python -m musicgen_train.demo encoders OUTPUT    the small encoders and decoder that ship, in the hub's layout
 
-    python -m musicgen_train.demo round-trip OUTPUT  held-out music through the codec: sound, pictures, numbers
-
-And remake what ships (`make demo-model` does all of it):
-
-    python -m musicgen_train.demo train-encoders OUTPUT
-    python -m musicgen_train.demo ship RUN/composite ENCODERS/composite
-
-Each command has a --help.
+Each command has a --help. What trains and measures the model that ships is in a clone's `scripts/demo_model/`:
+`recipe.py` (`make demo-model`), `encoder_training.py`, `codec_quality.py`, `shipping.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +21,8 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, or all of the demo where none is given. Returns the exit code: 0, or 1 after an error that was
-    told in one line."""
+    """Run one command, or all of the demo if none is given. Returns the exit code: 0, or 1 after an error, which is
+    printed in one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if all(word.startswith("output=") for word in arguments):
@@ -56,35 +50,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, title="commands")
     command = commands.add_parser("corpus", help="captioned music")
     command.add_argument("output", help="the folder; tracks that are there already are kept")
-    command.add_argument("--tracks", type=int, default=64, help="how many (default: 64)")
+    command.add_argument("--tracks", type=int, default=64, help="number of tracks (default: 64)")
     command.add_argument("--seconds", type=float, default=20.0, help="length of each (default: 20)")
     command.add_argument("--seed", type=int, default=0, help="another seed is other music (default: 0)")
     command.add_argument("--stereo", action="store_true", help="two channels")
-    command.add_argument("--format", choices=("flac", "wav"), default="flac", help="of the files (default: flac)")
+    command.add_argument("--format", choices=("flac", "wav"), default="flac", help="file format (default: flac)")
     command.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     command.set_defaults(run=_corpus)
     command = commands.add_parser("encoders", help="text encoder, audio codec and a small trained decoder")
-    command.add_argument("output", help="the folder; the same that is there already is kept")
+    command.add_argument("output", help="the folder; an equal copy that is there already is kept")
     command.set_defaults(run=_encoders)
-    command = commands.add_parser("round-trip", help="held-out music through the codec: sound, pictures, numbers")
-    command.add_argument("output", help="the folder")
-    command.add_argument("--encoders", help="a folder with the codec (default: the one that ships)")
-    command.add_argument("--tracks", type=int, default=44, help="how many (default: 44)")
-    command.add_argument(
-        "--seed", type=int, default=202, help="of the music; 101 is what was trained on (default: 202)"
-    )
-    command.set_defaults(run=_round_trip)
-    command = commands.add_parser("train-encoders", help="train text encoder and audio codec anew; killed, it goes on")
-    command.add_argument("output", help="the folder; the result is `composite` in it")
-    command.add_argument("--seed", type=int, default=0, help="of weights, texts and order (default: 0)")
-    command.add_argument("--clips", type=int, default=360, help="of music for the codec (default: 360)")
-    command.add_argument("--steps", type=int, default=3000, help="of the codec's decoder (default: 3000)")
-    command.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    command.set_defaults(run=_train_encoders)
-    command = commands.add_parser("ship", help="put a trained composite into the package")
-    command.add_argument("composite", help="of a run trained on latents of these encoders")
-    command.add_argument("encoders", help="the composite that train-encoders made")
-    command.set_defaults(run=_ship)
     return parser.parse_args(arguments)
 
 
@@ -115,48 +90,6 @@ def _encoders(options: argparse.Namespace) -> None:
     from musicgen_train.demo.small_model import demo_encoders
 
     print(f"{demo_encoders(options.output)}: encoders and decoder in the hub's layout; README.md in it says how good")
-
-
-def _round_trip(options: argparse.Namespace) -> None:
-    import torch
-
-    from musicgen_train.demo.round_trip import round_trip
-    from musicgen_train.demo.small_model import SHIPPED
-    from musicgen_train.models.codec.encodec import EncodecModel
-
-    torch.set_num_threads(1)
-    codec = EncodecModel.from_pretrained(options.encoders or SHIPPED)
-    for name, value in round_trip(options.output, codec, tracks=options.tracks, seed=options.seed).items():
-        values = value if isinstance(value, list) else [value]
-        print(f"{name}: {', '.join(f'{number:.3g}' for number in values)}")
-
-
-def _train_encoders(options: argparse.Namespace) -> None:
-    import torch
-
-    from musicgen_train.demo.codec_training import CodecTraining
-    from musicgen_train.demo.text_training import TextTraining
-    from musicgen_train.demo.training import EncoderTraining, train_encoders
-
-    # The networks are too small to share: where something else uses a core, threads that wait for each other at every
-    # frame of an LSTM take twenty times as long as one.
-    torch.set_num_threads(options.threads)
-    settings = EncoderTraining(
-        clips=options.clips,
-        codec=CodecTraining(seed=options.seed, steps=options.steps),
-        text=TextTraining(seed=options.seed),
-    )
-    folder = train_encoders(options.output, settings, lambda line: print(line, flush=True))
-    print(f"{folder}: encoders in the hub's layout, with an untrained decoder")
-
-
-def _ship(options: argparse.Namespace) -> None:
-    from musicgen_train.demo.small_model import SHIPPED
-    from musicgen_train.demo.training import ship
-
-    folder = ship(options.composite, options.encoders, SHIPPED)
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    print(f"{folder}: {size:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A piece of music as notes: which, when, how long, how loud, by which instrument. No sound yet.
+"""Composes a piece of music as notes: pitch, start, length, loudness and instrument of each. No sound yet.
 
 Times are in beats from the start until `Piece.ticks_at` turns them into ticks; pitches are MIDI numbers, where 69 is A4
 (440 Hz) and 60 is C4.
 
-A tick is a frame of EnCodec, and everything starts on one, as notes of a sequencer start on its clock. So the same
-stroke or note always meets the codec's frames at the same place and has the same codes, which is what lets a small
-model learn from little music; recordings from elsewhere have no such mercy.
+A tick is a frame of EnCodec, and everything starts on one, as the notes of a sequencer start on its clock. So the same
+drum hit or note always starts at the same place of a frame and has the same codes, which is what lets a small model
+learn from little music; real recordings do not have this regularity.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ CHORD_FIGURES = (
 _BASS_LOWEST = 31  # G1, 49 Hz
 _CHORD_CENTER = 60.0
 _LEAD_CENTER = 74
-_FORM_BARS = 4  # a phrase
-# Tempos whose eighths last whole ticks, from 60 to 150 beats a minute.
+_FORM_BARS = 4  # bars of a phrase
+# Tempos from 60 to 150 beats a minute whose eighths last whole ticks.
 _TICKS_PER_BEAT = {round(60 / (2 * ticks * TICK)): 2.0 * ticks for ticks in range(25, 9, -1)}
 
 
@@ -54,7 +54,7 @@ class Note(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A stroke on a drum; `start` in beats, `loudness` from 0 to 1."""
+    """A drum hit; `start` in beats, `loudness` from 0 to 1."""
 
     start: float
     drum: str
@@ -63,7 +63,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What one instrument plays."""
+    """The notes of one instrument."""
 
     role: str
     """`bass`, `chords` or `lead`."""
@@ -90,11 +90,11 @@ class Chord:
 
 @dataclass(frozen=True)
 class Piece:
-    """A composed piece: what it is, and its notes."""
+    """A composed piece: its properties and its notes."""
 
     style_name: str
     bpm: int
-    """The tempo as a whole number, which is what captions say; `ticks_per_beat` is exact."""
+    """The tempo rounded to a whole number, as captions name it; `ticks_per_beat` is exact."""
     ticks_per_beat: float
     key: str
     mode: str
@@ -120,11 +120,11 @@ class Piece:
 
     @property
     def instruments(self) -> list[str]:
-        """Everything that sounds, drums last."""
+        """The names of all instruments, drums last."""
         return [part.instrument for part in self.parts] + ["drums"] * self.has_drums
 
     def ticks_at(self, beat: float) -> int:
-        """The tick nearest to a beat or a point between two; off-beats come late where the style swings."""
+        """The tick nearest to a time in beats; off-beats are late if the style swings."""
         unit = self.style.swing_unit
         pair, place = divmod(beat / unit, 2)
         late = self.style.swing * 2
@@ -147,18 +147,18 @@ def compose(
 ) -> Piece:
     """Compose a piece.
 
-    What is not given is drawn, each property by itself: giving one leaves the others as they were, and the notes as
-    far as it allows. Styles take turns, in an order drawn anew for every round.
+    Properties that are not given are drawn independently: giving one does not change the others, nor the notes as
+    far as possible. Styles take turns, in an order drawn anew for every round.
 
     Args:
-        seed: of the corpus.
-        index: of the piece in it, from 0.
-        seconds: how long the piece shall be; it stops in the middle of a bar if need be.
-        style, bpm, key, mode, energy, brightness, drums: ask for what is otherwise drawn. `bpm` may be outside of the
-            style's range, and need not be one of those whose eighths last whole ticks.
+        seed: seed of the corpus.
+        index: index of the piece in the corpus, from 0.
+        seconds: length of the piece; it may end in the middle of a bar.
+        style, bpm, key, mode, energy, brightness, drums: properties to use instead of drawing them. `bpm` may be
+            outside the style's range, and its eighths need not last whole ticks.
 
     Raises:
-        ValueError: a property asked for does not exist.
+        ValueError: a property has a value that does not exist.
     """
     if seconds <= 0 or index < 0:
         raise ValueError(f"seconds is {seconds} and index is {index}; expected more than 0 and 0 or more")
@@ -210,7 +210,7 @@ def _allowed(name: str, value: str, options: Sequence[str]) -> str:
 
 
 def _harmony(progression: Sequence[int], tonic: int, mode: str, bars: int, style: Style) -> list[Chord]:
-    """The chord of every bar."""
+    """Return the chord of every bar."""
     chords = [_chord(degree, tonic, mode, 4 if style.sevenths else 3) for degree in progression]
     return [chords[bar // style.bars_per_chord % len(chords)] for bar in range(bars)]
 
@@ -223,7 +223,7 @@ def _chord(degree: int, tonic: int, mode: str, size: int) -> Chord:
 
 
 class _Bar(NamedTuple):
-    """What the form says of a bar."""
+    """The place of a bar in the form of the piece."""
 
     intro: bool
     last_of_phrase: bool
@@ -232,7 +232,7 @@ class _Bar(NamedTuple):
 
 
 def _plan(draws: Draws, bars: int, energy: int) -> list[_Bar]:
-    """An intro where there is room for one, then phrases of four bars that differ in loudness."""
+    """Plan an intro if there are enough bars, then phrases of four bars that differ in loudness."""
     intro = 2 if bars >= 10 and draws.chance(0.4) else 0
     levels = [draws.uniform(0.85, 1.0) for _ in range(bars // _FORM_BARS + 2)]
     swell = draws.uniform(0.0, 0.15)
@@ -245,7 +245,7 @@ def _plan(draws: Draws, bars: int, energy: int) -> list[_Bar]:
 
 
 class _Players:
-    """The players of one piece, who know its chords and form."""
+    """Writes the parts of one piece over its chords and form."""
 
     def __init__(
         self,
@@ -319,7 +319,7 @@ class _Players:
     def _chords(self, figure: str) -> list[Note]:
         beats = self._style.beats
         draws = self._draws.of("chords", "notes")
-        # One rhythm for the whole piece: what repeats is heard as a pattern.
+        # One rhythm for the whole piece, so that it is heard as a pattern.
         rhythm = _chord_rhythm(figure, draws, beats, self._energy)
         upwards = draws.chance(0.5)
         notes: list[Note] = []
@@ -368,13 +368,13 @@ class _Players:
         return notes
 
     def _in_chord(self, pitch: int, chord: Chord, *, root: bool) -> int:
-        """The note of the chord, or its root, that is nearest to a pitch; the lower one of two."""
+        """Return the note of the chord, or its root, nearest to a pitch; the lower one of two equally near."""
         classes = chord.classes[:1] if root else chord.classes[:3]
         near = [pitch + offset for offset in sorted(range(-6, 7), key=lambda offset: (abs(offset), offset))]
         return next(candidate for candidate in near if candidate % 12 in classes)
 
     def _steps_from(self, pitch: int, steps: int, chord: Chord) -> int:
-        """So many steps of the scale up or down; the scale has the leading tone where the chord has it."""
+        """Move a pitch by steps of the scale, which has the leading tone if the chord has it."""
         allowed = {(self._tonic + offset) % 12 for offset in SCALES[self._mode]}
         leading = (self._tonic + 11) % 12
         if leading in chord.classes:
@@ -394,7 +394,7 @@ def _at_or_above(pitch_class: int, lowest: int) -> int:
 def _bass_bar(
     line: str, beats: int, root: int, fifth: int, chord: Chord, following: Chord, turn: int
 ) -> list[tuple[float, float, int]]:
-    """One bar of the bass: start, length, pitch."""
+    """One bar of a bass line: start, length and pitch of each note."""
     if line == "long":
         return [(0.0, float(beats), root)]
     if line == "eighths":
@@ -412,7 +412,7 @@ def _bass_bar(
         )
         return [note for note in patterns[turn // 4 % 2] if note[0] < beats]
     assert line == "walking", line
-    # The third and fifth on the way, and a half step into the next root.
+    # Over the third and the fifth, and by a half step into the next root.
     third = _at_or_above(chord.classes[1], root)
     target = _at_or_above(following.root, _BASS_LOWEST)
     approach = target - 1 if turn % 2 else target + 1
@@ -421,7 +421,7 @@ def _bass_bar(
 
 
 def _chord_rhythm(figure: str, draws: Draws, beats: int, energy: str) -> list[tuple[float, float]]:
-    """Starts and lengths within a bar."""
+    """Start and length of each chord within a bar."""
     if figure == "sustained":
         return [(0.0, float(beats))]
     if figure == "eighths":
@@ -445,7 +445,7 @@ def _chord_rhythm(figure: str, draws: Draws, beats: int, energy: str) -> list[tu
 
 
 def _voice(chord: Chord, before: list[int]) -> list[int]:
-    """The chord around middle C, moving as little as it can from the voicing before."""
+    """Voice a chord around middle C, close to the voicing before."""
     center = sum(before) / len(before) if before else _CHORD_CENTER
     center += (_CHORD_CENTER - center) * 0.5
     candidates = []
@@ -460,15 +460,15 @@ def _voice(chord: Chord, before: list[int]) -> list[int]:
 
 
 def _arpeggio_order(size: int, upwards: bool, figure: str) -> list[int]:
-    """The order in which an arpeggio takes the notes of a chord; numbers past its size are an octave up."""
+    """The order in which an arpeggio plays the notes of a chord; numbers from `size` on are an octave higher."""
     if figure == "broken":
         return [0, 2, 1, 2] if size == 3 else [0, 2, 1, 3]
-    # Rounds of four or eight keep step with the beat.
+    # Rounds of four or eight notes stay in step with the beat.
     return [0, 1, 2, 3] if upwards else [0, 1, 2, 3, 3, 2, 1, 0]
 
 
 def _motif(draws: Draws, beats: int, busy: float) -> list[tuple[float, float, int]]:
-    """A bar of melody: start, length, and steps of the scale from the chord's note."""
+    """A bar of melody: start and length of each note, and its distance from the chord's note in steps of the scale."""
     step = 0.5 if busy < 1.5 else 0.25
     starts = [0.0] if draws.chance(0.85) else [step]
     for i in range(1, round(beats / step)):

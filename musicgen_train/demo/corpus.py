@@ -1,14 +1,14 @@
-"""The demo's corpus: captioned music of which everything is known, as a track in memory or a folder on disk.
+"""The demo's corpus: captioned music whose properties are known, as a track in memory or a folder on disk.
 
-A folder holds, for every track, `track-00000.flac` (or `.wav`; 32 kHz, 16 bit) and `track-00000.json` beside it:
+A folder has, for every track, `track-00000.flac` (or `.wav`; 32 kHz, 16 bit) and `track-00000.json` beside it:
 
 - `description`: one caption that names everything; `captions`: a list of further phrasings; `tags`: a list of keywords;
-- what is true of the music, so that control by text can be measured: `bpm`, `key` ("Bb"), `mode` ("major" or "minor"),
+- the properties of the music, to measure control by text: `bpm`, `key` ("Bb"), `mode` ("major" or "minor"),
   `meter` ("4/4"), `style`, `energy`, `brightness`, `instruments` (a list), `drums` (true or false), `chords`
   ("I-V-vi-IV");
 - `seconds`, `seed` and `index`, from which the track can be made again.
 
-`corpus.json` holds the settings of the folder.
+`corpus.json` has the settings of the folder.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import numpy as np
 import numpy.typing as npt
 
 from musicgen_train.demo.composition import Piece, compose
-from musicgen_train.demo.descriptions import describe, tags
+from musicgen_train.demo.descriptions import describe_piece, tags
 from musicgen_train.demo.draws import Draws
-from musicgen_train.demo.mixing import record
+from musicgen_train.demo.mixing import mix_down
 from musicgen_train.demo.synthesis import SAMPLE_RATE
 from musicgen_train.files import json_text, read_json, write_atomically
 
 SETTINGS_NAME = "corpus.json"
 FORMATS = ("flac", "wav")
 
-# Goes up whenever the same seed gives other music or captions: a folder then is not mixed of two kinds.
+# Increased whenever the same seed gives other music or captions, so that a folder never mixes both.
 _GENERATOR = 2
 _NUMERALS = ("I", "II", "III", "IV", "V", "VI", "VII")
 _MINOR_CHORDS = {"major": (2, 3, 6), "minor": (1, 4)}
@@ -44,15 +44,15 @@ _PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
-class Track:
+class CorpusTrack:
     """A track of the corpus.
 
     Args:
-        audio: float32 `(channels, samples)` at 32 kHz; whole multiples of 2**-15, so that 16 bits hold it exactly.
-        description: the caption that names everything.
-        captions: further ones.
+        audio: float32 `(channels, samples)` at 32 kHz; multiples of 2**-15, which 16 bits represent exactly.
+        description: the caption that names every property.
+        captions: further captions.
         tags: keywords.
-        metadata: what is true of the music, as in the `.json` of a folder.
+        metadata: the properties, as in the `.json` of a folder.
         piece: the notes.
     """
 
@@ -68,33 +68,33 @@ class Track:
         return {"description": self.description, "captions": self.captions, "tags": self.tags, **self.metadata}
 
 
-def make_track(seed: int, index: int, seconds: float = 20.0, *, stereo: bool = False, **wishes: Any) -> Track:
+def make_track(seed: int, index: int, seconds: float = 20.0, *, stereo: bool = False, **wishes: Any) -> CorpusTrack:
     """Make one track.
 
     The same arguments give the same notes and captions everywhere. Sound is computed in 64 bits and rounded to 16, so
     machines whose sines differ in the last of 64 bits agree in all but perhaps one sample of thousands of tracks.
 
     Args:
-        seed: of the corpus.
-        index: of the track in it.
-        seconds: its length.
-        stereo: two channels; the music is the same.
-        wishes: properties to ask for rather than draw, as `composition.compose` takes them: `style`, `bpm`, `key`,
+        seed: seed of the corpus.
+        index: index of the track in the corpus.
+        seconds: length of the track.
+        stereo: two channels instead of one; the music is the same.
+        wishes: properties to use instead of drawing them, as `composition.compose` takes them: `style`, `bpm`, `key`,
             `mode`, `energy`, `brightness`, `drums`.
 
     Raises:
         ValueError: there is no such style, key, ...
     """
     piece = compose(seed, index, seconds, **wishes)
-    sound = record(piece, 2 if stereo else 1)
+    sound = mix_down(piece, 2 if stereo else 1)
     audio = (np.round(sound * 2**15) / 2**15).astype(np.float32)
-    description, *captions = describe(piece, Draws("captions", seed, index))
-    return Track(audio, description, captions, tags(piece), _metadata(piece, seed, index), piece)
+    description, *captions = describe_piece(piece, Draws("captions", seed, index))
+    return CorpusTrack(audio, description, captions, tags(piece), _metadata(piece, seed, index), piece)
 
 
-def captions_of(seed: int, index: int) -> list[str]:
-    """All captions of a track, the description first, without the sound: for a vocabulary."""
-    return describe(compose(seed, index), Draws("captions", seed, index))
+def captions_of(seed: int, index: int, seconds: float = 20.0) -> list[str]:
+    """All captions of a track, the description first, without making its sound."""
+    return describe_piece(compose(seed, index, seconds), Draws("captions", seed, index))
 
 
 def _metadata(piece: Piece, seed: int, index: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def write_corpus(
     workers: int = 1,
     report: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a corpus; tracks that are already there are kept, so an interrupted run goes on and a small one grows.
+    """Write a corpus; tracks that are already there are kept, so an interrupted call resumes and a corpus can grow.
 
     Files appear complete or not at all.
 
@@ -139,11 +139,11 @@ def write_corpus(
         folder: made if need be.
         tracks, seconds, seed, stereo: as for `make_track`.
         audio_format: `flac` or `wav`.
-        workers: processes that make tracks; the files do not depend on it.
-        report: called after every track with the number of those there are now, and of all.
+        workers: number of processes; the files do not depend on it.
+        report: called after every track with the number of tracks there are now, and the number of all tracks.
 
     Returns:
-        How many tracks were made anew.
+        The number of tracks that were made.
 
     Raises:
         ValueError: a setting is not allowed, or the folder holds something else, another corpus, or more tracks.
@@ -178,7 +178,7 @@ def write_corpus(
 
 
 def stem_of(index: int) -> str:
-    """The name of a track's files, without their endings."""
+    """The name of a track's files without the extension."""
     return f"track-{index:05d}"
 
 
@@ -194,11 +194,11 @@ class _Job:
         import soundfile
 
         track = make_track(self.seed, self.index, self.seconds, stereo=self.stereo)
-        # Whole numbers: a library's own rounding could differ by one.
+        # As integers, since the library's rounding could differ by one.
         samples = (track.audio.T * 2**15).astype(np.int16)
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, SAMPLE_RATE, format=self.path.suffix[1:].upper(), subtype="PCM_16")
-        # The text first: sound that is there has its caption.
+        # The text first, so that audio always has its caption.
         text = json.dumps(track.as_json(), indent=2, ensure_ascii=False) + "\n"
         _write(self.path.with_suffix(".json"), text)
         _write(self.path, buffer.getvalue())
@@ -212,7 +212,7 @@ def _work_through(jobs: list[_Job], workers: int) -> Iterator[None]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_run, jobs)
         return
-    # spawn: a fork of a process that has threads, as torch has, may hang.
+    # Forking a process with threads, which torch starts, may hang.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
         yield from pool.map(_run, jobs)
@@ -227,7 +227,7 @@ def _is_there(audio: Path) -> bool:
 
 
 def _claim(folder: Path, settings: dict[str, Any], tracks: int) -> None:
-    """Make sure the folder is a corpus of these settings, or becomes one."""
+    """Check that the folder has a corpus with these settings, or write the settings into an empty folder."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; give a folder for the corpus")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""English descriptions of a piece that say what is in it, and nothing that is not.
+"""English captions of a piece, which say nothing that is not true of it.
 
-The words of a property never describe another value of it: no caption of a minor piece says "cheerful", none of a dark
-one "crisp". `WORDS` is therefore also a key for reading captions.
+The words for a value never stand for another value: no caption of a minor piece says "cheerful", none of a dark piece
+"crisp". So `WORDS` can also be used to read captions.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ FIGURE_WORDS = {
     "root-fifth": ("a simple {} line", "{} on roots and fifths"),
     "melody": ("a melody on {}", "{} playing the melody", "{} in the lead"),
 }
-# A guitar is picked, keys are not.
+# Only these are said to be fingerpicked.
 _PICKED = ("acoustic guitar", "harp")
 BASS_FIGURE_WORDS = {"eighths": ("{} in even eighths", "pulsing {}")}
 NO_DRUMS = ("no drums", "without drums", "and no percussion")
 
 
-def describe(piece: Piece, draws: Draws, variants: int = 5) -> list[str]:
-    """Captions of a piece; the first names everything, each of the others some of it.
+def describe_piece(piece: Piece, draws: Draws, variants: int = 5) -> list[str]:
+    """Write captions of a piece: the first names every property, each of the others some of them.
 
     Args:
-        piece: what to describe.
-        draws: for the choice of words.
-        variants: how many more than the first, all different from each other.
+        piece: the piece.
+        draws: draws the words.
+        variants: number of captions after the first; all differ from each other.
 
     Returns:
         `variants + 1` captions.
@@ -80,7 +80,7 @@ def describe(piece: Piece, draws: Draws, variants: int = 5) -> list[str]:
 
 
 def tags(piece: Piece) -> list[str]:
-    """Keywords, always the same ones for the same property."""
+    """Keywords for a piece; a value always has the same word."""
     return [
         piece.style_name,
         f"{tempo_class(piece.bpm)} tempo",
@@ -94,7 +94,7 @@ def tags(piece: Piece) -> list[str]:
 
 
 class _Writer:
-    """Writes one caption; no adjective comes twice in it."""
+    """Writes one caption, in which no adjective occurs twice."""
 
     def __init__(self, piece: Piece, draws: Draws) -> None:
         self._piece = piece
@@ -177,7 +177,7 @@ class _Writer:
         return "" if self._piece.has_drums else f", {self._draws.choice(NO_DRUMS)}"
 
     def _players(self) -> list[str]:
-        """What every part does, the melody first and the drums last."""
+        """A phrase for each part, the melody first and the drums last."""
         order = ("lead", "chords", "bass")
         parts = sorted(self._piece.parts, key=lambda part: order.index(part.role))
         phrases = [self._phrase(part) for part in parts]
@@ -193,12 +193,12 @@ class _Writer:
 
 
 def tempo_class(bpm: int) -> str:
-    """Slow below 90, fast from 120 on, medium between."""
+    """Classify a tempo: slow below 90, fast from 120 on, medium between."""
     return "slow" if bpm < 90 else "medium" if bpm < 120 else "fast"
 
 
 def _a(words: str) -> str:
-    """With the indefinite article, by its first letter: good for all words of this file."""
+    """Put the indefinite article before words; the first letter decides, which is right for all words of this file."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

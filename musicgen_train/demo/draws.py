@@ -1,7 +1,7 @@
 """Random draws that are the same on every machine and with every version of numpy.
 
-numpy promises a stable stream for its bit generators, not for `Generator`'s methods; so numbers are made of raw bits
-here. Every purpose has a stream of its own, named by what it is for: a draw added to one leaves the others as they are.
+numpy guarantees stable streams for its bit generators, not for `Generator`'s methods, so draws are made from raw bits
+here. Every purpose has its own stream, named by a key, so that a draw added to one does not change the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-T = TypeVar("T")
+_Option = TypeVar("_Option")
 
 Signal = npt.NDArray[np.float64]
 
@@ -31,21 +31,21 @@ class Draws:
         self._bits = np.random.PCG64(int.from_bytes(digest, "little"))
 
     def of(self, *purpose: int | str) -> Draws:
-        """The stream for a purpose, independent of what was drawn from this one."""
+        """Return the stream for a purpose; it does not depend on what was drawn from this one."""
         return Draws(*self._key, *purpose)
 
     def units(self, count: int) -> Signal:
-        """`count` numbers from [0, 1), evenly distributed; float64 `(count,)`."""
+        """`count` uniform numbers from [0, 1), float64 `(count,)`."""
         bits = np.asarray(self._bits.random_raw(count), dtype=np.uint64)
         # The upper 53 bits fill a double's significand exactly.
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def noise(self, count: int) -> Signal:
-        """White noise between -1 and 1, float64 `(count,)`."""
+        """Uniform white noise between -1 and 1, float64 `(count,)`."""
         return self.units(count) * 2 - 1
 
     def uniform(self, low: float, high: float) -> float:
-        """A number from [low, high)."""
+        """A uniform number from [low, high)."""
         return low + (high - low) * float(self.units(1)[0])
 
     def integer(self, low: int, high: int) -> int:
@@ -56,12 +56,12 @@ class Draws:
         """True with this probability."""
         return self.uniform(0, 1) < probability
 
-    def choice(self, options: Sequence[T]) -> T:
+    def choice(self, options: Sequence[_Option]) -> _Option:
         """One of the options."""
         return options[self.integer(0, len(options) - 1)]
 
-    def weighted(self, weights: Mapping[T, float]) -> T:
-        """One of the keys, as often as its weight says."""
+    def weighted(self, weights: Mapping[_Option, float]) -> _Option:
+        """One of the keys, with a probability proportional to its weight."""
         point = self.uniform(0, sum(weights.values()))
         for option, weight in weights.items():
             point -= weight
@@ -69,7 +69,7 @@ class Draws:
                 return option
         return option
 
-    def shuffled(self, options: Sequence[T]) -> list[T]:
-        """The options in another order."""
+    def shuffled(self, options: Sequence[_Option]) -> list[_Option]:
+        """The options in random order."""
         order = np.argsort(self.units(len(options)), kind="stable")
         return [options[i] for i in order]

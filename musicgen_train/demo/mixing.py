@@ -1,4 +1,4 @@
-"""From a piece to a recording: parts played, balanced, placed left to right, put in a room, and mastered.
+"""Turns a piece into a recording: plays its parts, balances and pans them, adds reverb, and masters the mix.
 
 Axis letters: C channels, L samples.
 """
@@ -14,7 +14,7 @@ from musicgen_train.demo.synthesis import INSTRUMENTS, KITS, SAMPLE_RATE
 
 Recording = npt.NDArray[np.float64]
 
-# Loudness of the parts before the mix: RMS of the bass, chords and lead; of the drums' strokes a factor.
+# Levels of the parts: the RMS of bass, chords and lead; for drums a factor for each kit, and for each drum below.
 _LEVELS = {"bass": 0.11, "chords": 0.085, "lead": 0.085}
 _DRUMS = {"electronic": 0.42, "acoustic": 0.4, "brushes": 0.28, "dusty": 0.34, "chip": 0.34}
 _DRUM_LEVELS = {
@@ -29,11 +29,11 @@ _DRUM_LEVELS = {
     "crash": 0.45,
     "ride": 0.35,
 }
-# Where parts stand, -1 left to 1 right.
+# Panning of the parts, from -1 (left) to 1 (right).
 _PLACES = {"bass": 0.0, "chords": -0.35, "lead": 0.3}
 _DRUM_PLACES = {"hat": 0.3, "open hat": 0.3, "shaker": -0.4, "ride": -0.35, "tom": 0.2, "crash": -0.3, "rim": -0.15}
 
-# Octaves by which instruments are brighter, and decibels above 2 kHz, for dark, neutral and bright.
+# For dark, neutral and bright: octaves by which instruments are brighter, and the boost above 2 kHz in dB.
 _TONES = dict(zip(BRIGHTNESSES, (-1.3, 0.0, 0.9), strict=True))
 _TILTS = dict(zip(BRIGHTNESSES, (-11.0, 0.0, 5.0), strict=True))
 _LOUDNESS = dict(zip(ENERGIES, (-21.0, -18.0, -16.0), strict=True))  # dB of full scale, RMS
@@ -44,15 +44,15 @@ _LOUDNESS_STEPS = 12  # notes of nearly the same loudness share their samples
 _FADE_IN, _FADE_OUT = 0.003, 0.15  # seconds
 
 
-def record(piece: Piece, channels: int) -> Recording:
-    """Play a piece.
+def mix_down(piece: Piece, channels: int) -> Recording:
+    """Play and mix a piece.
 
     Args:
-        piece: its notes.
+        piece: the piece.
         channels: 1 or 2.
 
     Returns:
-        float64 `(channels, round(seconds * 32000))`, peak at most 0.89, starting and ending at silence.
+        float64 `(channels, round(seconds * 32000))`, with a peak of at most 0.89 and silence at both ends.
     """
     length = round(piece.seconds * SAMPLE_RATE)
     dry = np.zeros((channels, length))
@@ -90,7 +90,7 @@ def _play(piece: Piece, part: Part, length: int) -> Signal:
     instrument = INSTRUMENTS[part.instrument]
     tone = _TONES[piece.brightness]
     played: dict[tuple[int, int, int], Signal] = {}
-    # Room for the notes that end after the piece.
+    # A second more, for notes that end after the piece.
     sound = np.zeros(length + SAMPLE_RATE)
     for note in part.notes:
         start = _sample_at(piece, note.start)
@@ -108,11 +108,11 @@ def _play(piece: Piece, part: Part, length: int) -> Signal:
 
 
 def _play_drums(piece: Piece, length: int) -> dict[str, Signal]:
-    """Every drum of the piece by itself."""
+    """The sound of each drum of the piece, by name."""
     kit = KITS[piece.style.kit]
     tone = _TONES[piece.brightness]
     drums: dict[str, Signal] = {}
-    # Two strokes a drum, since one alone sounds like a machine; of a kit they are always the same two, as its samples.
+    # Two sounds a drum, since repeating one sounds mechanical; a kit always has the same two.
     strokes: dict[str, list[Signal]] = {}
     for number, hit in enumerate(piece.hits):
         start = _sample_at(piece, hit.start)
@@ -130,7 +130,7 @@ def _play_drums(piece: Piece, length: int) -> dict[str, Signal]:
 
 
 def _gains(place: float, channels: int) -> Recording:
-    """Of constant power, `(C, 1)`."""
+    """Panning gains of constant power, `(C, 1)`."""
     if channels == 1:
         return np.ones((1, 1))
     angle = (place + 1) * np.pi / 4
@@ -138,7 +138,7 @@ def _gains(place: float, channels: int) -> Recording:
 
 
 def _ducking(kicks: list[int], length: int, depth: float) -> Signal:
-    """A gain that sinks at every kick and recovers within about 0.2 s."""
+    """A gain that falls by `depth` at every kick and recovers within about 0.2 s (side-chain compression)."""
     gain = np.ones(length)
     if not depth or not kicks:
         return gain
@@ -152,7 +152,7 @@ def _ducking(kicks: list[int], length: int, depth: float) -> Signal:
 
 
 def _echo(sound: Signal, piece: Piece, channels: int) -> Recording:
-    """Three repeats, three sixteenths apart, each softer than the one before; in stereo from side to side."""
+    """Three repeats, three sixteenths apart, each softer than the one before; in stereo they alternate sides."""
     echoes = np.zeros((channels, len(sound)))
     step = round(0.75 * piece.ticks_per_beat) * _TICK
     for repeat in range(1, 4):
@@ -165,7 +165,7 @@ def _echo(sound: Signal, piece: Piece, channels: int) -> Recording:
 
 
 def _reverb(sound_CL: Recording, seconds: float) -> Recording:
-    """A room: noise that dies away, its high frequencies first, in each channel another."""
+    """Convolve with decaying noise, different in each channel, whose high frequencies decay first."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     size = fast_length(sound_CL.shape[1] + len(time))
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -174,7 +174,7 @@ def _reverb(sound_CL: Recording, seconds: float) -> Recording:
         noise = Draws("room", channel).noise(len(time))
         spectrum = np.fft.rfft(noise * 10 ** (-3 * time / seconds), size) / (1 + (frequency / 4500) ** 2)
         spectrum += np.fft.rfft(noise * 10 ** (-6 * time / seconds), size) * 0.5
-        # Without the lows a room would boom.
+        # Low frequencies are cut, since the reverb would boom.
         spectrum *= 1 / (1 + (180 / np.maximum(frequency, 1)) ** 4)
         spectrum *= 12 / np.sqrt(len(time))
         wet[channel] = np.fft.irfft(spectrum * np.fft.rfft(sound, size), size)[: len(sound)]
@@ -182,13 +182,13 @@ def _reverb(sound_CL: Recording, seconds: float) -> Recording:
 
 
 def _master(mix_CL: Recording, piece: Piece) -> Recording:
-    """Tone, loudness, a soft limit to the peaks, no DC, silent ends."""
+    """Equalize, set the loudness, limit peaks softly, remove DC, and fade in and out."""
     mix_CL = _equalize(mix_CL, _TILTS[piece.brightness])
     mix_CL = mix_CL * (10 ** (_LOUDNESS[piece.energy] / 20) / max(_active_rms(mix_CL), 1e-9))
     knee, room = 0.5, 0.35
     size = np.abs(mix_CL)
     mix_CL = np.where(size > knee, np.sign(mix_CL) * (knee + room * np.tanh((size - knee) / room)), mix_CL)
-    # Once more, since the limit is not symmetric on music that is not.
+    # Limiting an asymmetric waveform adds DC, which is removed again.
     mix_CL = _equalize(mix_CL, 0.0)
     rise, fall = round(_FADE_IN * SAMPLE_RATE), round(_FADE_OUT * SAMPLE_RATE)
     fade = np.ones(mix_CL.shape[1])
@@ -200,8 +200,8 @@ def _master(mix_CL: Recording, piece: Piece) -> Recording:
 
 
 def _equalize(sound_CL: Recording, tilt: float) -> Recording:
-    """No rumble below 25 Hz, nothing at 0 Hz, and `tilt` dB more above 2 kHz."""
-    # Silence after the end keeps the filter's tail from coming round to the beginning.
+    """Cut below 25 Hz, remove DC, and boost by `tilt` dB above 2 kHz."""
+    # Zeros after the end keep the filter's tail from wrapping around to the start.
     size = fast_length(sound_CL.shape[1] + SAMPLE_RATE // 4)
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     with np.errstate(divide="ignore"):
@@ -213,13 +213,13 @@ def _equalize(sound_CL: Recording, tilt: float) -> Recording:
 
 
 def _active_rms(sound: npt.NDArray[np.float64]) -> float:
-    """RMS of where there is sound."""
+    """RMS over the samples that are not silent."""
     loud = sound[np.abs(sound) > 1e-4]
     return float(np.sqrt(np.mean(loud**2))) if loud.size else 0.0
 
 
 def fast_length(at_least: int) -> int:
-    """The next length of the form 2^a 3^b 5^c, for which Fourier transforms are fast."""
+    """The smallest length of the form 2^a 3^b 5^c from `at_least` on, for which Fourier transforms are fast."""
     best = 1 << (at_least - 1).bit_length()
     fives = 1
     while fives < best:

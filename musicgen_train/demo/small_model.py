@@ -1,7 +1,7 @@
-"""The demo's encoders and decoder that ship with the package: a complete composite in the hub's layout.
+"""The small model that ships with the package: encoders and decoder as a complete composite in the hub's layout.
 
-`preprocess.py encoders=FOLDER` and `train.py init_from=FOLDER` both take it. How it was made, and how good it is,
-stands in its model card; `training` makes it again.
+`preprocess.py encoders=FOLDER` and `train.py init_from=FOLDER` both take it. Its model card says how it was made and
+how good it is; `scripts/demo_model/recipe.py` makes it again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 
 def demo_encoders(folder: str | os.PathLike[str]) -> Path:
-    """Copy the shipped composite to a folder, or find it there.
+    """Copy the shipped composite to a folder, unless an equal copy is there.
 
     Args:
-        folder: where to; it appears complete or not at all.
+        folder: the copy; it appears complete or not at all.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: the folder holds something else.
-        NotADirectoryError: it is a file.
+        NotADirectoryError: the folder is a file.
     """
     target = Path(folder).expanduser()
     if target.exists() and not target.is_dir():

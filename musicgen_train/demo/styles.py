@@ -1,8 +1,8 @@
-"""What makes a style: tempo, harmony, grooves, and who plays what how. Tables only; `composition` reads them.
+"""Tables of styles: tempo, harmony, grooves, instruments and what they play. `composition` reads them.
 
 A groove writes a bar in sixteenths, 16 characters in 4/4 and 12 in 3/4: `X` loud, `x` normal, `o` soft, `.` rest.
-Progressions are degrees of the scale, one chord each; in minor, V is major, as its leading tone tells a minor key from
-its relative major.
+Progressions are degrees of the scale, one chord each; in minor, V is a major chord, since its leading tone tells a
+minor key from its relative major.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ class Style:
     """One style.
 
     Args:
-        bpm: lowest and highest tempo; drawn among those of which an eighth lasts whole ticks (`composition.TICK`).
-        minor: chance of a minor key.
-        kit: the drum kit, a key of `drums.KITS`.
+        bpm: lowest and highest tempo; only tempos whose eighths last whole ticks (`composition.TICK`) are drawn.
+        minor: probability of a minor key.
+        kit: the drum kit, a key of `synthesis.KITS`.
         drum_words: how captions name the drums of this style.
-        drums: chance that there are drums.
-        grooves: bars that the drums repeat; one is drawn per piece.
-        bass: bass instruments to what their lines may be (`composition.BASS_LINES`).
-        chords: chord instruments to their figures (`composition.CHORD_FIGURES`).
+        drums: probability that there are drums.
+        grooves: patterns of one bar for the drums; one is drawn per piece.
+        bass: by bass instrument, the lines it may play (`composition.BASS_LINES`).
+        chords: by chord instrument, the figures it may play (`composition.CHORD_FIGURES`).
         lead: lead instruments.
-        lead_chance: chance that there is a melody.
-        busy: notes of the melody in a beat, about.
+        lead_chance: probability that there is a melody.
+        busy: notes of the melody per beat, on average about.
         beats: beats of a bar, 4 or 3.
-        swing: where an off-beat lies between two beats of `swing_unit` x 2: 0.5 is straight, 0.67 a triplet.
+        swing: position of an off-beat between two notes of `swing_unit * 2`: 0.5 is straight, 0.67 a triplet.
         swing_unit: the note value that swings, in beats: 0.5 eighths, 0.25 sixteenths.
-        sevenths: whether chords have four notes.
-        bars_per_chord: how long a chord stays.
+        sevenths: chords have four notes instead of three.
+        bars_per_chord: bars until the chord changes.
         energy: weights of calm, medium and energetic.
         brightness: weights of dark, neutral and bright.
-        space: reverb's share, 0 to 1.
-        echo: share of the lead that a delay repeats.
-        pump: how deep the kick ducks the chords, 0 to 1.
+        space: amount of reverb, 0 to 1.
+        echo: amount of the lead that a delay repeats, 0 to 1.
+        pump: how far the kick ducks bass and chords, 0 to 1.
     """
 
     bpm: tuple[int, int]

@@ -1,10 +1,10 @@
-"""Instruments and drums: notes to sound, at 32 kHz in float64.
+"""Synthesizes the sound of instruments and drums, at 32 kHz in float64.
 
-Three ways of making a tone, all free of aliasing below the limit that each states:
+Tones are made in three ways, all of which leave out harmonics that would alias:
 
-- scanned wavetables (`Subtractive`, `Plucked`, `Additive`): single cycles, built from the amplitudes of harmonics, lie
-  in a table in the order of an opening filter or of a decaying string; a note reads them at its pitch while it moves
-  from row to row;
+- scanned wavetables (`Subtractive`, `Plucked`, `Additive`): the rows of a table are single cycles, built from the
+  amplitudes of harmonics, in the order of an opening filter or of a decaying string; a note reads them at its pitch
+  while it moves from row to row;
 - frequency modulation (`Modulated`; Chowning, "The Synthesis of Complex Audio Spectra by Means of Frequency
   Modulation", 1973);
 - drums: sums of decaying sines and filtered noise.
@@ -28,19 +28,19 @@ SAMPLE_RATE = 32_000
 
 _HIGHEST = 14_000.0  # Hz; harmonics above are left out
 _PLACES = 2048
-_CUTOFFS = np.geomspace(60.0, 16_000.0, 24)  # Hz; the rows of a filter that opens
+_CUTOFFS = np.geomspace(60.0, 16_000.0, 24)  # Hz; a row of the table for each
 
 Table = npt.NDArray[np.float64]
 
 
 def frequency_of(pitch: float) -> float:
-    """MIDI number to Hz."""
+    """The frequency in Hz of a MIDI number."""
     return 440.0 * 2.0 ** ((pitch - 69) / 12)
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """Attack to 1, decay towards `sustain`, release to 0; times in seconds, the decay's to 1/e."""
+    """Attack to 1, decay towards `sustain`, release to 0; times in seconds, `decay` is the time constant."""
 
     attack: float
     decay: float = 1.0
@@ -48,49 +48,49 @@ class Envelope:
     release: float = 0.05
 
     def over(self, held: int) -> Signal:
-        """The loudness of a note that is held for so many samples; as long as note and release."""
+        """The amplitude of a note held for `held` samples, until the end of its release."""
         release = max(8, round(self.release * SAMPLE_RATE))
         time = np.arange(held + release) / SAMPLE_RATE
         level = self.sustain + (1 - self.sustain) * np.exp(-np.maximum(time - self.attack, 0) / self.decay)
-        # Cosine flanks: corners would click.
+        # Attack and release are cosine-shaped, since corners would click.
         level *= 0.5 - 0.5 * np.cos(np.pi * np.minimum(time / self.attack, 1))
         level[held:] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(1, release + 1) / release)
         return level
 
 
 class Instrument(Protocol):
-    """Something that plays notes."""
+    """Plays notes."""
 
     def play(self, pitch: int, held: int, loudness: float, tone: float) -> Signal:
-        """One note.
+        """Synthesize one note.
 
         Args:
             pitch: MIDI number.
-            held: samples until it is released.
+            held: samples until the release.
             loudness: 0 to 1; louder is also brighter.
-            tone: octaves by which it is brighter (above 0) or darker than usual.
+            tone: octaves by which the sound is brighter (above 0) or darker than usual.
 
         Returns:
-            `(L,)` with L above `held`, at most about 1 in size.
+            `(L,)` with L above `held`, with a peak of about 1 at most.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Subtractive:
-    """A rich wave through a low-pass filter that an envelope opens.
+    """Subtractive synthesis: a wave with many harmonics through a low-pass filter that an envelope opens.
 
     Args:
         wave: `saw`, `square`, `pulse` (a quarter wide) or `triangle`.
-        cutoff: Hz at rest.
-        envelope: of the loudness.
-        sweep: octaves that the filter opens at the start of a note.
-        sweep_time: seconds until that is gone.
-        resonance: how much the filter lifts its cutoff, 0 to 2.
-        voices: detunings of oscillators in cents.
-        vibrato: its depth in cents.
-        tracking: octaves the cutoff moves with an octave of pitch.
-        formants: Hz that are lifted, as a throat does.
+        cutoff: the filter's cutoff in Hz at rest.
+        envelope: the amplitude's envelope.
+        sweep: octaves by which the filter is open at the start of a note.
+        sweep_time: time constant in seconds with which it closes.
+        resonance: how much the filter boosts its cutoff, 0 to 2.
+        voices: the detuning of each oscillator in cents.
+        vibrato: depth of the vibrato in cents.
+        tracking: octaves by which the cutoff rises with an octave of pitch.
+        formants: frequencies in Hz that are boosted, as in a voice.
     """
 
     wave: str
@@ -116,27 +116,27 @@ class Subtractive:
         phase = _phase(frequency, time, self.vibrato)
         sound = np.zeros(len(level))
         for i, cents in enumerate(self.voices):
-            # Fixed starts, apart from each other: equal ones would all begin with the same edge.
+            # Fixed phases that differ: with equal ones all oscillators would begin with the same edge.
             sound += scan(table, row, phase * 2.0 ** (cents / 1200) + 0.381966 * i)
         return sound * level * (loudness / len(self.voices) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Plucked:
-    """A string, as Karplus and Strong make one, in closed form.
+    """A plucked string after Karplus and Strong ("Digital Synthesis of Plucked-String and Drum Timbres", 1983).
 
     Their loop sends a burst of noise round a delay line and averages neighbouring samples at every turn, by which
-    harmonic h loses a factor close to `cos(pi h f / rate)` each time. Here each harmonic decays by that factor from
-    the start, so the pitch is exact and all samples come at once.
+    harmonic h is multiplied by about `cos(pi h f / rate)` each time. Here the decay of each harmonic is computed in
+    closed form, so the pitch is exact and needs no loop over samples.
 
     Args:
-        decay: seconds until the low harmonics have sunk to 1/e at middle C.
-        damping: how much faster high ones sink, 1 as in the plain algorithm.
-        brightness: Hz above which the burst has little.
-        position: where the string is plucked, as a share of its length; 0.5 leaves even harmonics out.
-        release: seconds to silence once the note ends.
-        drive: an overdriven amplifier's gain; 0 for none.
-        noise: how irregular the harmonics are: 0 for a struck string, 1 for a burst of noise.
+        decay: time constant of the low harmonics in seconds, at middle C.
+        damping: how much faster high harmonics decay; 1 is the plain algorithm.
+        brightness: frequency in Hz above which the burst has little energy.
+        position: where the string is plucked, as a share of its length; at 0.5 there are no even harmonics.
+        release: seconds until silence after the note ends.
+        drive: gain of an overdriven amplifier; 0 for none.
+        noise: how irregular the harmonics' amplitudes are: 0 for a struck string, 1 for a burst of noise.
     """
 
     decay: float
@@ -155,7 +155,7 @@ class Plucked:
         row = np.minimum(np.sqrt(time) * rows_per_root_second, len(table) - 1.0)
         sound = scan(table, row, frequency * time)
         if self.drive:
-            # Loudness comes before the distortion; the filter of the loudspeaker is in the table's brightness.
+            # A louder note is distorted more; `brightness` stands for the filter of the loudspeaker.
             sound = np.tanh(sound * self.drive * (0.6 + 0.4 * loudness)) * 0.7
         return sound * level * loudness
 
@@ -165,11 +165,11 @@ class Additive:
     """Harmonics with fixed amplitudes: organs, flutes, whistles.
 
     Args:
-        harmonics: amplitudes of 1, 2, 3, ...
-        envelope: of the loudness.
-        vibrato: its depth in cents.
-        breath: share of noise around the tone.
-        slope: octaves of `tone` change harmonic h by h to the power of this times `tone`.
+        harmonics: amplitudes of the harmonics 1, 2, 3, ...
+        envelope: the amplitude's envelope.
+        vibrato: depth of the vibrato in cents.
+        breath: amplitude of the noise around the tone.
+        slope: `tone` multiplies harmonic h by h to the power of `slope * tone`.
     """
 
     harmonics: tuple[float, ...]
@@ -195,15 +195,15 @@ class Additive:
 
 @dataclass(frozen=True)
 class Modulated:
-    """Two sines, one of which modulates the other's phase, and a third that adds a short, high strike.
+    """Frequency modulation: a sine modulates the phase of another; a third adds a short, high strike.
 
     Args:
         ratio: the modulator's frequency over the note's.
         index: radians of modulation at the start.
-        index_decay: seconds until it has sunk to 1/e.
-        envelope: of the loudness.
-        strike: frequency ratio of the strike; 0 for none.
-        tremolo: depth of a slow change of loudness, 0 to 1.
+        index_decay: time constant in seconds of the index.
+        envelope: the amplitude's envelope.
+        strike: the strike's frequency over the note's; 0 for none.
+        tremolo: depth of the tremolo, 0 to 1.
     """
 
     ratio: float
@@ -217,7 +217,7 @@ class Modulated:
         frequency = frequency_of(pitch)
         level = self.envelope.over(held)
         time = np.arange(len(level)) / SAMPLE_RATE
-        # Carson's rule: sidebands reach to about (index + 1) modulator frequencies beside the carrier.
+        # Carson's rule: sidebands reach about (index + 1) times the modulator's frequency away from the carrier.
         largest = max(0.0, (_HIGHEST / frequency - 1) / self.ratio - 1)
         index = min(self.index * 2.0 ** (tone * 0.7) * (0.3 + 0.9 * loudness), largest)
         phase = 2 * np.pi * frequency * time
@@ -274,16 +274,16 @@ INSTRUMENTS: dict[str, Instrument] = {
 
 
 def scan(table_RP: Table, row_L: Signal, phase_L: Signal) -> Signal:
-    """Read a table of cycles between its rows and places.
+    """Read a table of cycles, with linear interpolation between rows and places.
 
     Args:
         table_RP: `(R, P + 1)`, the last place of a cycle equal to its first.
-        row_L: 0 to R - 1.
-        phase_L: in cycles, any number.
+        row_L: the row for each sample, 0 to R - 1.
+        phase_L: the phase of each sample in cycles, any number.
     """
     places = table_RP.shape[1] - 1
     at = (phase_L - np.floor(phase_L)) * places
-    # A phase just below 1 may round up to the end.
+    # A phase just below 1 may be rounded up to 1.
     place = np.minimum(at.astype(np.int64), places - 1)
     at -= place
     flat = table_RP.ravel()
@@ -302,7 +302,7 @@ def scan(table_RP: Table, row_L: Signal, phase_L: Signal) -> Signal:
 
 
 def _phase(frequency: float, time: Signal, vibrato: float) -> Signal:
-    """Cycles since the start. Vibrato is a sine of 5.3 Hz that sets in within half a second."""
+    """The phase in cycles, with a vibrato of 5.3 Hz that grows for half a second."""
     phase = frequency * time
     if vibrato:
         depth = frequency * (2.0 ** (vibrato / 1200) - 1) / (2 * np.pi * 5.3)
@@ -311,7 +311,7 @@ def _phase(frequency: float, time: Signal, vibrato: float) -> Signal:
 
 
 def _cycles(amplitudes_RH: Table) -> Table:
-    """One cycle of the sum of sines for every row of amplitudes; the first place comes again at the end."""
+    """One cycle of a sum of sines for every row of amplitudes, `(R, P + 1)`, its first place repeated at the end."""
     spectrum = np.zeros((len(amplitudes_RH), _PLACES // 2 + 1), dtype=np.complex128)
     count = min(amplitudes_RH.shape[1], _PLACES // 2 - 1)
     spectrum[:, 1 : count + 1] = amplitudes_RH[:, :count] * (-0.5j * _PLACES)
@@ -325,7 +325,7 @@ def _harmonics_below_limit(frequency: float) -> Signal:
 
 @functools.lru_cache(maxsize=512)
 def _filtered_wave(wave: str, frequency: float, resonance: float, formants: tuple[float, ...]) -> Table:
-    """The wave behind a low-pass filter of 12 dB an octave, a row for each of `_CUTOFFS`."""
+    """One cycle of a wave after a low-pass filter of 12 dB an octave, for each of `_CUTOFFS`."""
     number = _harmonics_below_limit(frequency)
     odd = number % 2
     if wave == "saw":
@@ -338,7 +338,7 @@ def _filtered_wave(wave: str, frequency: float, resonance: float, formants: tupl
         assert wave == "pulse", wave
         amplitude = 0.8 * np.sin(np.pi * number / 4) / number
     if formants:
-        # An octave's third wide each, over a floor that keeps the tone whole.
+        # Each a third of an octave wide, over a floor that keeps the other harmonics.
         octaves = np.log2(number[None] * frequency / np.asarray(formants)[:, None])
         amplitude = amplitude * (0.15 + np.exp(-((octaves / 0.33) ** 2)).sum(0))
     octaves_RH = np.log2(number[None] * frequency / _CUTOFFS[:, None])
@@ -348,7 +348,7 @@ def _filtered_wave(wave: str, frequency: float, resonance: float, formants: tupl
 
 @functools.lru_cache(maxsize=512)
 def _string(string: Plucked, frequency: float, tone: float) -> tuple[Table, float]:
-    """A string's cycles as it decays, and how many rows pass per square root of a second: most of it happens early."""
+    """Cycles of a decaying string, and the rows per square root of a second, since most of the decay is early."""
     number = _harmonics_below_limit(frequency)
     irregular = Draws("string").noise(len(number))
     pluck = np.abs(np.sin(np.pi * number * string.position)) + 0.03
@@ -356,7 +356,7 @@ def _string(string: Plucked, frequency: float, tone: float) -> tuple[Table, floa
     amplitude = pluck / number**0.7 / (1 + (number * frequency / cutoff) ** 2)
     amplitude *= 1 - string.noise + string.noise * irregular
     turn = np.cos(np.minimum(np.pi * number * frequency / SAMPLE_RATE, 1.5))
-    # Low strings sound longer, but not as much longer as their slower loop would make them.
+    # Low strings decay more slowly, but by less than the loop of Karplus and Strong would give.
     rate = (frequency / 261.6) ** 0.4 / string.decay + string.damping * -np.log(turn) * (frequency * 261.6) ** 0.5
     rows, longest = 40, 6.0
     time = (np.arange(rows) / (rows - 1)) ** 2 * longest
@@ -365,7 +365,7 @@ def _string(string: Plucked, frequency: float, tone: float) -> tuple[Table, floa
 
 
 def _band(noise: Signal, low: float, high: float) -> Signal:
-    """Noise between two frequencies, with soft slopes, at its old loudness."""
+    """Band-pass noise with soft slopes, keeping its RMS."""
     spectrum = np.fft.rfft(noise)
     frequency = np.maximum(np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE), 1.0)
     spectrum *= 1 / (1 + (low / frequency) ** 4) / (1 + (frequency / high) ** 4)
@@ -375,20 +375,20 @@ def _band(noise: Signal, low: float, high: float) -> Signal:
 
 @dataclass(frozen=True)
 class Drum:
-    """A drum: a sine that may fall in pitch, steady sines, and a band of noise, each dying away by itself.
+    """A drum: a sine that may fall in pitch, steady sines, and band-pass noise, each with its own decay.
 
     Args:
-        seconds: until it is silent.
-        tone: Hz at which the sine ends; 0 for none.
-        drop: Hz above it where it starts.
-        drop_time: seconds of the fall to 1/e.
-        tone_decay: seconds of the sine to 1/e.
-        metal: Hz of steady sines, such as a cymbal's.
-        noise: how loud the noise is beside the sines.
-        band: the noise's lowest and highest frequency.
-        noise_decay: seconds to 1/e.
-        bursts: how many times the noise sets in, 11 ms apart, as hands that clap.
-        crunch: samples that share one value: the noise of an 8-bit sound chip.
+        seconds: length of the sound.
+        tone: final frequency of the sine in Hz; 0 for none.
+        drop: how far above `tone` the sine starts, in Hz.
+        drop_time: time constant of the fall in seconds.
+        tone_decay: time constant of the sine's amplitude in seconds.
+        metal: frequencies of steady sines in Hz, as of a cymbal.
+        noise: amplitude of the noise; the falling sine has 1.
+        band: lowest and highest frequency of the noise in Hz.
+        noise_decay: time constant of the noise's amplitude in seconds.
+        bursts: number of onsets of the noise, 11 ms apart, as in a clap.
+        crunch: samples that share one value, as in the noise of an 8-bit sound chip; 0 for none.
     """
 
     seconds: float
@@ -404,7 +404,7 @@ class Drum:
     crunch: int = 0
 
     def strike(self, tone: float, draws: Draws) -> Signal:
-        """One stroke at full loudness; `tone` in octaves as for `Instrument.play`."""
+        """One hit at full loudness; `tone` in octaves as for `Instrument.play`."""
         time = np.arange(round(self.seconds * SAMPLE_RATE)) / SAMPLE_RATE
         sound = np.zeros(len(time))
         if self.tone:

@@ -78,7 +78,7 @@ class PretrainedFolder:
         return self._fetch(filename)
 
     def require(self, filename: str, purpose: str) -> Path:
-        """Return the path like `find`. A missing file raises FileNotFoundError with its purpose and the folder content."""
+        """Return the path like `find`. A missing file raises FileNotFoundError with its purpose and what is there."""
         path = self.find(filename)
         if path is None:
             raise FileNotFoundError(f"{self} has no {filename} ({purpose}). {self.describe()}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musicgen_train.demo import Track, make_track, write_corpus
+from musicgen_train.demo import CorpusTrack, make_track, write_corpus
 from musicgen_train.demo.__main__ import main
 from musicgen_train.demo.composition import BASS_LINES, CHORD_FIGURES, compose
 from musicgen_train.demo.corpus import captions_of
@@ -31,7 +31,7 @@ SECONDS = 20
 
 
 @pytest.fixture(scope="module")
-def tracks() -> list[Track]:
+def tracks() -> list[CorpusTrack]:
     return [make_track(11, index, SECONDS) for index in range(NUMBER_OF_TRACKS)]
 
 
@@ -68,7 +68,7 @@ def test_draws_are_those_of_the_bit_generator() -> None:
     assert Draws("a").of(7).units(3).tolist() == expected
 
 
-def test_levels(tracks: list[Track]) -> None:
+def test_levels(tracks: list[CorpusTrack]) -> None:
     for track in tracks:
         audio = track.audio
         assert audio.shape == (1, SECONDS * RATE)
@@ -93,7 +93,7 @@ def test_there_are_no_clicks() -> None:
     assert np.abs(np.diff(clicked, 3)).max() > 40 * np.sqrt(np.mean(roughness**2))
 
 
-def test_tempo_is_heard(tracks: list[Track]) -> None:
+def test_tempo_is_heard(tracks: list[CorpusTrack]) -> None:
     drummed = [track for track in tracks if track.metadata["drums"]]
     heard = [hearing.tempo(track.audio[0]) / track.metadata["bpm"] for track in drummed]
     right = np.abs(np.array(heard) - 1) < 0.03
@@ -102,7 +102,7 @@ def test_tempo_is_heard(tracks: list[Track]) -> None:
     assert right.mean() >= 0.85
 
 
-def test_key_and_mode_are_heard(tracks: list[Track]) -> None:
+def test_key_and_mode_are_heard(tracks: list[CorpusTrack]) -> None:
     right = [hearing.key(track.audio[0]) == (track.metadata["key"], track.metadata["mode"]) for track in tracks]
     # 97 % of 110 tracks of another seed.
     assert np.mean(right) >= 0.85
