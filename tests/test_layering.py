@@ -26,7 +26,7 @@ LAYERS = {
     "provenance": {"devices", "files", "provenance"},
     "preprocess": {
         *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance"),
-        *("devices", "files", "garbage_collection", "typed_settings"),
+        *("devices", "files", "garbage_collection", "progress", "typed_settings"),
     },
     "data": {"data", "latents", "models"},
     "training": {

@@ -43,7 +43,7 @@ def measure_all(
 
 def _measure_cross_entropy(evaluated: EvaluatedModel, dataset: LatentDataset, settings: MetricsSettings) -> MetricTable:
     decoder, frame_rate = evaluated.model.decoder, evaluated.frame_rate
-    clips = spread_clips(dataset, settings.max_clips, window_frames(decoder, decoder.generation_config))
+    clips = spread_clips(dataset, settings.max_clips, window_frames(decoder.config, decoder.generation_config))
     conditions: list[Condition] = ["own", "none"]
     if clips.has_other_captions():
         conditions.insert(1, "another clip's")
