@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from musicgen_train.moved import MovedModules
 
 if TYPE_CHECKING:
+    from musicgen_train.models.causal_lm import MusicgenForCausalLM
     from musicgen_train.models.codec.encodec import EncodecModel
     from musicgen_train.models.config import AutoConfig, EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
-    from musicgen_train.models.decoder import MusicgenForCausalLM, MusicgenModel
+    from musicgen_train.models.decoder import MusicgenModel
     from musicgen_train.models.generation_config import GenerationConfig
     from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
     from musicgen_train.models.t5 import T5EncoderModel
@@ -41,7 +42,8 @@ __all__ = [
 
 _HOMES = {
     "models.config": ("AutoConfig", "EncodecConfig", "MusicgenConfig", "MusicgenDecoderConfig", "T5Config"),
-    "models.decoder": ("MusicgenForCausalLM", "MusicgenModel"),
+    "models.causal_lm": ("MusicgenForCausalLM",),
+    "models.decoder": ("MusicgenModel",),
     "models.codec.encodec": ("EncodecModel",),
     "models.generation_config": ("GenerationConfig",),
     "models.musicgen": ("MusicgenForConditionalGeneration",),

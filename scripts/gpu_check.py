@@ -285,25 +285,25 @@ def _heard_warnings() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _counted_graphs(check: Check) -> Iterator[dict[str, float]]:
-    from musicgen_train.models.generation import graphed_step
+    from musicgen_train.models.generation import cuda_graph
 
     spent = {"graphs": 0, "seconds": 0.0}
-    record = graphed_step.record
+    capture_graph = cuda_graph.capture_graph
 
     def counted(*given: Any) -> Any:
         check.wait()
         begin = time.perf_counter()
-        made = record(*given)
+        made = capture_graph(*given)
         check.wait()
         spent["graphs"] += 1
         spent["seconds"] += time.perf_counter() - begin
         return made
 
-    graphed_step.record = counted
+    cuda_graph.capture_graph = counted
     try:
         yield spent
     finally:
-        graphed_step.record = record
+        cuda_graph.capture_graph = capture_graph
 
 
 def train_step(check: Check) -> None:

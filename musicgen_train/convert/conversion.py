@@ -48,6 +48,7 @@ from musicgen_train.hub.weights import (
     open_weights,
     save_weights,
 )
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import (
     AutoConfig,
@@ -56,7 +57,6 @@ from musicgen_train.models.config import (
     MusicgenDecoderConfig,
     PretrainedConfig,
 )
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.pretrained import PretrainedModel, check_state_dict
 from musicgen_train.models.t5 import T5EncoderModel

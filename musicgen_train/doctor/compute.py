@@ -96,7 +96,7 @@ def _threads() -> Iterator[Finding]:
 def _c_code() -> Finding:
     reason = reason_without_any()
     if reason is None:
-        return ok("C code", "compiled: generation, the codec and attention use it, in float32 on the CPU")
+        return ok("C code", "compiled: generation and the codec use it on the CPU")
     return note(
         "C code",
         f"not in use ({reason}): on the CPU, generating and encoding music take about twice the time",

@@ -9,8 +9,8 @@ import torch
 
 from musicgen_train.doctor.findings import Finding, note, ok, wrong
 from musicgen_train.latents.manifest import Manifest
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.config import AutoConfig, MusicgenConfig, MusicgenDecoderConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.fingerprint import fingerprint
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.processing.musicgen_processor import MusicgenProcessor

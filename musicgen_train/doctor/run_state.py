@@ -37,7 +37,7 @@ def look_at_run(folder: Path) -> Iterator[Finding]:
     """Check the last checkpoint (read whole, with its checksums), skipped steps, data and result; list the starts."""
     if not is_run(folder):
         yield wrong(
-            _TOPIC, f"{folder} is no folder of a training run: {RUN_CONFIG_NAME} or {PROVENANCE_NAME} is missing"
+            _TOPIC, f"{folder} is no folder of scripts/train.py: {RUN_CONFIG_NAME} or {PROVENANCE_NAME} is missing"
         )
         return
     config = OmegaConf.load(folder / RUN_CONFIG_NAME)

@@ -15,15 +15,13 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from musicgen_train.files import atomic_folder, read_json, write_json
 from musicgen_train.hub.folder import CONFIG_NAME, PretrainedFolder
-from musicgen_train.models.activations import ACTIVATIONS
-
-ConfigT = TypeVar("ConfigT", bound="PretrainedConfig")
+from musicgen_train.models.layers import ACTIVATIONS
 
 _NORM_TYPES = ("weight_norm", "time_group_norm")
 _PAD_MODES = ("reflect", "constant", "replicate", "circular")

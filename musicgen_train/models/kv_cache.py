@@ -68,14 +68,14 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def reserve(self, steps: int) -> None:
-        """Have memory for that many steps in every layer that has any."""
+        """Allocate memory for that many steps in every layer that holds any."""
         for layer, stored in enumerate(self._self):
             if stored is not None and stored[0].shape[2] < steps:
                 self._self[layer] = self._allocate(stored, *stored, steps)
 
     def buffers(self, layer: int) -> KeysValues:
-        """Where a layer's keys and values lie, past and future, `(batch, heads, capacity, head_width)`; for who writes
-        them without `append`. There must be past ones."""
+        """A layer's keys and values with the memory of steps to come, `(batch, heads, capacity, head_width)`; for code
+        that writes them without `append`. The layer must hold at least one step."""
         stored = self._self[layer]
         assert stored is not None
         return stored
@@ -87,12 +87,6 @@ class KVCache:
     def cross(self, layer: int) -> KeysValues | None:
         """Keys and values of the text, `(batch, heads, text_length, head_width)`; None before the first pass."""
         return self._cross[layer]
-
-    def require_cross(self, layer: int) -> KeysValues:
-        """Keys and values of the text, where there must be some."""
-        known = self._cross[layer]
-        assert known is not None
-        return known
 
     def set_cross(self, layer: int, keys_values: KeysValues) -> None:
         """Keep the keys and values of the text for all later steps."""
@@ -127,6 +121,42 @@ class KVCache:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         return (self[layer] for layer in range(len(self)))
+
+
+class FixedKVCache(KVCache):
+    """A cache for a CUDA graph: every step writes and reads the same memory, at a place that the device looks up.
+
+    `append` returns `border` steps, those to come included, which the caller's mask must hide. Their memory is zero,
+    so that no NaN in it can spoil what is not seen.
+
+    Args:
+        cache: whose memory and whose text this takes over; it must hold at least one step.
+        steps: that there has to be memory for.
+    """
+
+    def __init__(self, cache: KVCache, steps: int) -> None:
+        cache.reserve(steps)
+        keys, _ = cache.buffers(0)
+        super().__init__(len(cache), capacity=keys.shape[2])
+        self._self, self._cross, self.length = cache._self, cache._cross, cache.length
+        for layer in range(len(cache)):
+            for stored in cache.buffers(layer):
+                stored[:, :, self.length :] = 0
+        self.border = self.capacity
+        self.place_1 = torch.full((1,), self.length, device=keys.device)
+        """The number of past steps, int64 on the device."""
+
+    def append(self, layer: int, keys_BN1H: torch.Tensor, values_BN1H: torch.Tensor) -> KeysValues:
+        """Store the keys and values of one step and return those of all steps up to the border, as views."""
+        keys, values = self.buffers(layer)
+        keys.index_copy_(2, self.place_1, keys_BN1H)
+        values.index_copy_(2, self.place_1, values_BN1H)
+        return keys[:, :, : self.border], values[:, :, : self.border]
+
+    def advance(self, steps: int) -> None:
+        """Count `steps` more steps as past, here and on the device."""
+        super().advance(steps)
+        self.place_1 += steps
 
 
 def _joined(stored: KeysValues | None, new: KeysValues, length: int) -> KeysValues:

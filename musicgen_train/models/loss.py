@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models.autocast import without_autocast
-from musicgen_train.models.products import Linear, computed_in, product, product_dtype
+from musicgen_train.models.products import Linear, computed_in, product, product_dtype, without_autocast
 
 IGNORE = -100
 
@@ -26,7 +25,7 @@ def rows_at_once(codes: int, device: torch.device) -> int:
     return max(1, (_CPU_CHUNK if device.type == "cpu" else _CHUNK) // codes)
 
 
-class CodebookScores(NamedTuple):
+class CodebookSums(NamedTuple):
     """Sums over the scored positions of each codebook, each `(codebooks,)`."""
 
     sums_K: torch.Tensor
@@ -39,7 +38,7 @@ class CodebookScores(NamedTuple):
 
 def score_heads(
     hidden_BSD: torch.Tensor, heads: Iterable[nn.Module], labels_BSK: torch.Tensor, pad_id: int
-) -> CodebookScores:
+) -> CodebookSums:
     """What heads make of the decoder's states, without ever holding the logits of all codebooks.
 
     Logits are the largest tensors of a training step: of a few positions at a time they are made, scored, turned into
@@ -65,10 +64,10 @@ def score_heads(
     else:
         with torch.no_grad():
             sums_K, correct_K, *_ = _score(dtype, hidden_BSD.flatten(0, 1), labels_KN, weights, False, False)
-    return CodebookScores(sums_K, (labels_KN != IGNORE).sum(dim=1), correct_K)
+    return CodebookSums(sums_K, (labels_KN != IGNORE).sum(dim=1), correct_K)
 
 
-def score_logits(logits_BSV: Sequence[torch.Tensor], labels_BSK: torch.Tensor, pad_id: int) -> CodebookScores:
+def score_logits(logits_BSV: Sequence[torch.Tensor], labels_BSK: torch.Tensor, pad_id: int) -> CodebookSums:
     """What `score_heads` finds, of logits that are there already.
 
     Args:
@@ -84,7 +83,7 @@ def score_logits(logits_BSV: Sequence[torch.Tensor], labels_BSK: torch.Tensor, p
     ]
     # No label is negative but those that are not scored, which no argmax equals.
     correct = [(logits.argmax(dim=-1) == labels).sum() for logits, labels in zip(logits_NV, labels_KN, strict=True)]
-    return CodebookScores(torch.stack(sums), (labels_KN != IGNORE).sum(dim=1), torch.stack(correct))
+    return CodebookSums(torch.stack(sums), (labels_KN != IGNORE).sum(dim=1), torch.stack(correct))
 
 
 def mean_over_codebooks(sums_K: torch.Tensor, counts_K: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,10 @@ from torch import nn
 from musicgen_train.files import write_json
 from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.hub.weights import open_weights
+from musicgen_train.models.causal_lm import MusicgenForCausalLM, shift_labels
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import MusicgenConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM, PastKeysValues, shift_labels
+from musicgen_train.models.decoder import PastKeysValues
 from musicgen_train.models.generation.loop import StoppingCriterion, Streamer, generate_codes
 from musicgen_train.models.generation.sampling import Generators
 from musicgen_train.models.generation_config import GenerationConfig
@@ -286,7 +287,8 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         elif input_values is not None:
             prompt, scales = self.encode_audio(input_values, padding_mask)
         codes, lengths = generate_codes(
-            self.decoder,
+            self.decoder.model.decoder,
+            self.decoder.lm_heads,
             settings,
             encoder_hidden_states=states,
             encoder_attention_mask=attention_mask if states is not None else None,

@@ -10,13 +10,12 @@ in float32, which rounds no more than real half-precision products do.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from musicgen_train.models.autocast import autocast_dtype, without_autocast
 
 # What torch itself asks before it takes oneDNN rather than loops.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -24,6 +23,23 @@ _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 _ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Multiplications that are worth the way to oneDNN, which is some 10 us longer.
 _ONEDNN_FROM = 2**24
+
+
+# A device without autocast: torch raises when asked about it. Compared by name, since torch's own
+# `is_autocast_available` breaks compiled graphs in torch 2.11.
+_WITHOUT_AUTOCAST = "meta"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast rounds the operands of products to on a device; None where it is off."""
+    if device.type != _WITHOUT_AUTOCAST and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off for what is computed on a device."""
+    return contextlib.nullcontext() if device.type == _WITHOUT_AUTOCAST else torch.autocast(device.type, enabled=False)
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models.activations import ACTIVATIONS
-from musicgen_train.models.autocast import autocast_dtype
 from musicgen_train.models.config import PretrainedConfig, T5Config
+from musicgen_train.models.layers import ACTIVATIONS
 from musicgen_train.models.outputs import BaseModelOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
-from musicgen_train.models.products import Linear
+from musicgen_train.models.products import Linear, autocast_dtype
 
 
 class T5EncoderModel(PretrainedModel[T5Config]):

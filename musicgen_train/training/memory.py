@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +15,13 @@ import torch
 from torch import nn
 
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.models.kernels.attention import is_available
 from musicgen_train.models.loss import rows_at_once
 from musicgen_train.models.products import computed_in
+from musicgen_train.training.step.optimizers import MakeOptimizer
 from musicgen_train.training.weights.adapters import AdapterRecord
 
 GIB = 2**30
 
-MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 # The matrix products of a layer, and which tensor each one takes: products of one tensor can share what is kept of it.
 _PRODUCTS = {
@@ -308,11 +306,8 @@ class ModelMemory:
         return computed_in(step.product_dtype, self._device) == step.product_dtype
 
     def _repeats_attention(self, step: Step) -> bool:
-        """Whether attention is done again in the backward pass: see `models.attention.attend`."""
-        config = self._config
-        heads, head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        in_c = self._device.type == "cpu" and is_available(step.clips * heads, head_width, config.attention_dropout)
-        return not in_c and not self._is_native(step)
+        """Whether attention is done again in the backward pass: see `models.layers.attend`."""
+        return not self._is_native(step)
 
     def _saved_once(self, step: Step) -> int:
         """Codes to embed, dropout of the embeddings, and the states of the text."""

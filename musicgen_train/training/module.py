@@ -19,7 +19,7 @@ from torch import nn
 
 from musicgen_train.data.batch import Batch
 from musicgen_train.hub.weights import list_some
-from musicgen_train.models.decoder import MusicgenForCausalLM
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.loss import mean_over_codebooks
 from musicgen_train.training.checkpoints.reading import CHECKPOINT_KEY
 from musicgen_train.training.step.collectives import from_all_ranks, local_part, sum_over_ranks

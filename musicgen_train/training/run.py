@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from musicgen_train.data.datamodule import LatentDataModule
 from musicgen_train.files import write_atomically
-from musicgen_train.models.attention import without_cudnn_attention
+from musicgen_train.models.layers import without_cudnn_attention
 from musicgen_train.training.cards import describe_base
 from musicgen_train.training.checkpoints.reading import read_plain
 from musicgen_train.training.checkpoints.resume_checks import require_same_run

@@ -21,9 +21,9 @@ from text_training import TEXT_RECORD_NAME, TextTraining, make_trained_text_enco
 
 from musicgen_train.demo.corpus import make_track
 from musicgen_train.files import atomic_folder, read_json, write_json
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.models.t5 import T5EncoderModel

@@ -23,9 +23,9 @@ from musicgen_train.convert.audiocraft import (
     lm_to_hub,
     text_encoder_name,
 )
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import EncodecConfig, MusicgenDecoderConfig, T5Config
-from musicgen_train.models.decoder import MusicgenForCausalLM
 
 KEY_MAP = json.loads((Path(__file__).parents[1] / "assets" / "audiocraft_key_map.json").read_text())
 LM_FIXTURES = ("lm_mono_A", "lm_stereo_A")

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM, MusicgenModel
-from musicgen_train.models.decoder import sinusoidal_positions
 from musicgen_train.models.delay_pattern import training_labels
+from musicgen_train.models.layers import sinusoidal_positions
 
 BATCH, STEPS, TEXT_LENGTH, WIDTH = 3, 11, 7, tiny.DECODER["hidden_size"]
 KINDS: dict[str, dict[str, Any]] = {

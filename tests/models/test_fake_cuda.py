@@ -22,7 +22,7 @@ from musicgen_train import (
     T5EncoderModel,
 )
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.generation import graphed_step
+from musicgen_train.models.generation import cuda_graph
 from musicgen_train.models.generation.sampling import pick
 from musicgen_train.models.loss import _ScoredHeads
 from musicgen_train.models.products import _Product
@@ -172,9 +172,9 @@ def test_the_text_encoder_waits_for_nothing(dtype: torch.dtype) -> None:
 def test_generation_looks_at_the_device_at_both_ends_of_a_window(
     way: str, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphed_step, "record", lambda function, example: function)
+    monkeypatch.setattr(cuda_graph, "capture_graph", lambda function, example: function)
     if way == "forward passes":
-        monkeypatch.setattr("musicgen_train.models.generation.loop.step_maker", lambda model, rows: None)
+        monkeypatch.setattr("musicgen_train.models.generation.loop.step_maker", lambda decoder, heads, rows: None)
     sampling = {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 0.9}
     settings = GenerationConfig(max_new_tokens=NEW_TOKENS, guidance_scale=guidance_scale, **sampling)
     with fake_cuda() as watch:
@@ -186,15 +186,15 @@ def test_generation_looks_at_the_device_at_both_ends_of_a_window(
         assert audio.device == CUDA
         assert audio.shape == (B, 1, (NEW_TOKENS - K + 1) * model.config.audio_encoder.hop_length)
         expected = {
-            "graphs": ["_generate_window", "DecodeStep.__init__", "GraphedStep._graph", "_check_finite"],
-            "autocast": ["_generate_window", "DecodeStep.__init__", "_check_finite"],
+            "graphs": ["_generate_window", "FixedStep.__init__", "GraphedStep._graph", "_check_finite"],
+            "autocast": ["_generate_window", "FixedStep.__init__", "_check_finite"],
             "forward passes": ["_generate_window", "_check_finite"],
         }
         assert watch.looks == expected[way]
 
 
 def test_codes_as_they_come_are_waited_for_by_who_takes_them_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphed_step, "record", lambda function, example: function)
+    monkeypatch.setattr(cuda_graph, "capture_graph", lambda function, example: function)
     frames: list[int] = []
     cudnn: set[bool] = set()
 
@@ -212,7 +212,7 @@ def test_codes_as_they_come_are_waited_for_by_who_takes_them_only(monkeypatch: p
             guidance_scale=3.0,
             streamer=take,
         )
-        assert watch.looks == ["_generate_window", "DecodeStep.__init__", "GraphedStep._graph", "_check_finite"]
+        assert watch.looks == ["_generate_window", "FixedStep.__init__", "GraphedStep._graph", "_check_finite"]
     assert frames == [1] * (NEW_TOKENS - K + 1)
     # cuDNN would plan attention anew for every length.
     assert cudnn == {False}
@@ -230,7 +230,7 @@ def test_rows_are_drawn_without_waiting() -> None:
 
 
 def test_a_prompt_of_audio_is_looked_at_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphed_step, "record", lambda function, example: function)
+    monkeypatch.setattr(cuda_graph, "capture_graph", lambda function, example: function)
     with fake_cuda() as watch:
         model = composite()
         wave = torch.zeros(1, 1, 4 * model.config.audio_encoder.hop_length, device=CUDA)
@@ -239,4 +239,4 @@ def test_a_prompt_of_audio_is_looked_at_by_nobody(monkeypatch: pytest.MonkeyPatc
             ids, attention_mask=torch.ones_like(ids), input_values=wave, max_new_tokens=NEW_TOKENS, do_sample=False
         )
         assert audio.device == CUDA
-        assert watch.looks[:2] == ["_generate_window", "DecodeStep.__init__"]
+        assert watch.looks[:2] == ["_generate_window", "FixedStep.__init__"]

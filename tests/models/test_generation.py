@@ -318,7 +318,7 @@ def test_thirty_seconds_are_1503_new_tokens() -> None:
         decoder_config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048)
     )
     assert model.generation_config.max_length == 1504
-    assert window_frames(model, model.generation_config) == 1500
+    assert window_frames(model.config, model.generation_config) == 1500
     codes = model.generate(max_new_tokens=1503, do_sample=False)
     assert codes.shape == (1, 4, 1500)
     with pytest.raises(ValueError, match=r"1501 frames are more than the 1500 .* Pass extend_stride=900"):

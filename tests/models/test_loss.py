@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models import loss as loss_module
-from musicgen_train.models.loss import IGNORE, CodebookScores, mean_over_codebooks, score_heads
+from musicgen_train.models.loss import IGNORE, CodebookSums, mean_over_codebooks, score_heads
 from musicgen_train.models.products import Linear
 
 BATCH, STEPS, WIDTH, CODES, CODEBOOKS = 3, 11, 24, 40, 4
@@ -33,10 +33,10 @@ class Problem:
         self.labels[:, :2, 3] = PAD
         self.labels[..., 1] = IGNORE
 
-    def score(self) -> CodebookScores:
+    def score(self) -> CodebookSums:
         return score_heads(self.hidden, self.heads, self.labels, PAD)
 
-    def expected(self) -> CodebookScores:
+    def expected(self) -> CodebookSums:
         sums, counts, correct = [], [], []
         for head, labels in zip(self.heads, self.labels.unbind(-1), strict=True):
             scored = (labels != IGNORE) & (labels != PAD)
@@ -47,9 +47,9 @@ class Problem:
             sums.append(losses.sum())
             counts.append(scored.sum())
             correct.append((logits.argmax(dim=-1) == labels[scored]).sum())
-        return CodebookScores(torch.stack(sums), torch.stack(counts), torch.stack(correct))
+        return CodebookSums(torch.stack(sums), torch.stack(counts), torch.stack(correct))
 
-    def gradients(self, scores: CodebookScores) -> list[torch.Tensor | None]:
+    def gradients(self, scores: CodebookSums) -> list[torch.Tensor | None]:
         parameters = [self.hidden, *self.heads.parameters()]
         for parameter in parameters:
             parameter.grad = None

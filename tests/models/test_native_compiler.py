@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
+import torch
 
-from musicgen_train.models.kernels import compiler, structures
+from musicgen_train import EncodecConfig, EncodecModel, MusicgenDecoderConfig, MusicgenForCausalLM
+from musicgen_train.models.kernels import compiler, door, structures
 
 SOURCE = "lstm.c"
 
@@ -35,6 +38,15 @@ def in_a_new_process() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def broken_compiler(folder: Path) -> Path:
+    broken = folder / "broken-cc"
+    broken.write_text(
+        "#!/bin/sh\nif [ $1 = --version ]; then echo 1; exit 0; fi\necho this flag is unknown >&2; exit 1\n"
+    )
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    return broken
 
 
 def test_is_compiled_once_and_found_again(own_cache: Path) -> None:
@@ -78,21 +90,47 @@ def test_no_compiler_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no C compiler here" in process.reason_without(SOURCE)
 
 
-def test_what_the_compiler_says_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = tmp_path / "broken-cc"
-    broken.write_text(
-        "#!/bin/sh\nif [ $1 = --version ]; then echo 1; exit 0; fi\necho this flag is unknown >&2; exit 1\n"
-    )
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+def test_what_the_compiler_says_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = broken_compiler(tmp_path)
     monkeypatch.setenv("CC", str(broken))
     process = in_a_new_process()
-    with caplog.at_level(logging.INFO):
-        assert process.load_library(SOURCE) is None
-    assert "this flag is unknown" in caplog.text
-    assert str(broken) in caplog.text
-    assert "this flag is unknown" in process.reason_without(SOURCE)
+    assert process.load_library(SOURCE) is None
+    assert process.reason_without(SOURCE) == f"{SOURCE} was not compiled by {broken}: this flag is unknown"
+
+
+@pytest.mark.parametrize("fault", ["missing", "broken", "switched off", "none"])
+def test_one_warning_tells_what_it_costs(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if fault == "missing":
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", "")
+    elif fault == "broken":
+        monkeypatch.setenv("CC", str(broken_compiler(tmp_path)))
+    elif fault == "switched off":
+        monkeypatch.setenv(compiler.SWITCH, "0")
+    compiler._load.cache_clear()
+    door._warn_once.cache_clear()
+    model = MusicgenForCausalLM(MusicgenDecoderConfig(**{**tiny.DECODER, "hidden_size": 48})).eval()
+    codec = EncodecModel(EncodecConfig(**tiny.CODEC)).eval()
+    try:
+        # A model that C is not for has nothing to miss.
+        model.to(torch.float64).generate(max_new_tokens=12)
+        assert not caplog.records
+        for _ in range(2):
+            model.float().generate(max_new_tokens=12)
+            codec.encode(torch.zeros(1, 1, 80))
+    finally:
+        compiler._load.cache_clear()
+        door._warn_once.cache_clear()
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    if fault in ("switched off", "none"):
+        assert not messages
+    else:
+        (message,) = messages
+        assert "2 to 4 times as long" in message
+        assert "install gcc or clang" in message
+        assert ("no C compiler here" if fault == "missing" else "this flag is unknown") in message
 
 
 def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from musicgen_train.models.codec import fused_layers
 from musicgen_train.models.codec.convolutions import Conv, ResidualBlock, TransposedConv
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.kernels import compiler, convolution
+from musicgen_train.models.kernels import compiler
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("convolution.c") is not None, reason="no C compiler here")
 
@@ -25,13 +26,13 @@ def config(**settings: Any) -> EncodecConfig:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Convolutions done in C."""
     done: list[Any] = []
-    convolve = convolution._convolve
+    convolve = fused_layers._convolve
 
     def noted(layer: Any, *arguments: Any) -> Any:
         done.append(layer)
         return convolve(layer, *arguments)
 
-    monkeypatch.setattr(convolution, "_convolve", noted)
+    monkeypatch.setattr(fused_layers, "_convolve", noted)
     return done
 
 
@@ -40,7 +41,7 @@ def assert_same(layers: list[nn.Module], hidden_BLC: torch.Tensor, convolutions:
     sequence = nn.Sequential(*layers)
     expected = sequence(hidden_BLC)
     assert not calls
-    actual = convolution.run_layers(sequence, hidden_BLC)
+    actual = fused_layers.run_layers(sequence, hidden_BLC)
     assert len(calls) == convolutions
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     calls.clear()
@@ -103,10 +104,10 @@ def test_elu_over_its_whole_range(variant: str) -> None:
     )
     values = torch.cat([values, -values, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), -3e38])])
     values = values[values < 1e38]
-    found = convolution.run_layers(nn.Sequential(layer, nn.ELU()), values[None, :, None]).flatten()
+    found = fused_layers.run_layers(nn.Sequential(layer, nn.ELU()), values[None, :, None]).flatten()
     torch.testing.assert_close(found.double(), F.elu(values.double()), rtol=1.2e-7, atol=0.0)
     with_nan = torch.tensor([1.0, float("nan"), -1.0])
-    found = convolution.run_layers(nn.Sequential(layer, nn.ELU()), with_nan[None, :, None]).flatten()
+    found = fused_layers.run_layers(nn.Sequential(layer, nn.ELU()), with_nan[None, :, None]).flatten()
     assert torch.equal(found.isnan(), with_nan.isnan())
 
 
@@ -114,25 +115,25 @@ def test_gradients_hooks_and_other_types_are_torchs(calls: list[Any]) -> None:
     some = config()
     layers = nn.Sequential(Conv(some, 4, 16, 3), nn.ELU(), Conv(some, 16, 4, 3))
     hidden = torch.randn(1, 20, 4)
-    convolution.run_layers(layers, hidden).sum().backward()
+    fused_layers.run_layers(layers, hidden).sum().backward()
     assert layers[0].conv.bias.grad is not None
     with torch.no_grad():
-        convolution.run_layers(layers.to(torch.bfloat16), hidden.to(torch.bfloat16))
+        fused_layers.run_layers(layers.to(torch.bfloat16), hidden.to(torch.bfloat16))
         layers.to(torch.float32)
         seen = []
         hook = layers[0].register_forward_hook(lambda *arguments: seen.append(arguments))
-        convolution.run_layers(layers, hidden)
+        fused_layers.run_layers(layers, hidden)
         assert len(seen) == 1
         hook.remove()
         assert not calls
-        convolution.run_layers(layers, hidden)
+        fused_layers.run_layers(layers, hidden)
         assert len(calls) == 2
 
 
 def test_weights_with_group_norm_are_torchs(calls: list[Any]) -> None:
     some = config(norm_type="time_group_norm")
     with torch.no_grad():
-        convolution.run_layers(nn.Sequential(Conv(some, 4, 16, 3)), torch.randn(1, 20, 4))
+        fused_layers.run_layers(nn.Sequential(Conv(some, 4, 16, 3)), torch.randn(1, 20, 4))
     assert not calls
 
 

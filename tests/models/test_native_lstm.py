@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from musicgen_train.models.codec.encodec import run_lstm
 from musicgen_train.models.kernels import compiler
-from musicgen_train.models.kernels import lstm as native_lstm
+from musicgen_train.models.kernels.lstm import choose_lstm
 
 pytestmark = pytest.mark.skipif(compiler.reason_without("lstm.c") is not None, reason="no C compiler here")
+
+
+def can_be_in_c(lstm: nn.LSTM, hidden: torch.Tensor) -> bool:
+    return choose_lstm(hidden, list(lstm.parameters())) is not None
 
 
 @torch.no_grad()
@@ -19,16 +24,16 @@ pytestmark = pytest.mark.skipif(compiler.reason_without("lstm.c") is not None, r
 def test_lstm(batch: int, units: int, num_layers: int, scale: float) -> None:
     lstm = nn.LSTM(units, units, num_layers)
     hidden = torch.randn(23, batch, units) * scale
-    assert native_lstm._can_run_natively(lstm, hidden)
-    found = native_lstm.run_lstm(lstm, hidden)
+    assert can_be_in_c(lstm, hidden)
+    found = run_lstm(lstm, hidden)
     torch.testing.assert_close(found, lstm(hidden)[0], rtol=1e-5, atol=2e-6)
 
 
 def test_lstm_is_torchs_where_it_must_be() -> None:
     lstm, hidden = nn.LSTM(16, 16), torch.randn(5, 2, 16)
-    assert not native_lstm._can_run_natively(lstm, hidden)  # gradients
+    assert not can_be_in_c(lstm, hidden)  # gradients
     with torch.no_grad():
-        assert native_lstm._can_run_natively(lstm, hidden)
-        assert not native_lstm._can_run_natively(lstm, torch.randn(5, 32, 16))
-        assert not native_lstm._can_run_natively(nn.LSTM(12, 12), torch.randn(5, 2, 12))
-        assert not native_lstm._can_run_natively(lstm.double(), hidden.double())
+        assert can_be_in_c(lstm, hidden)
+        assert not can_be_in_c(lstm, torch.randn(5, 32, 16))
+        assert not can_be_in_c(nn.LSTM(12, 12), torch.randn(5, 2, 12))
+        assert not can_be_in_c(lstm.double(), hidden.double())

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
 from musicgen_train.models.delay_pattern import training_labels
-from musicgen_train.models.generation import graphed_step
+from musicgen_train.models.generation import cuda_graph
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,8 +45,10 @@ def test_graphs_are_made_in_any_precision(
     dtype: torch.dtype, guidance_scale: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[torch.Tensor] = []
-    record = graphed_step.record
-    monkeypatch.setattr(graphed_step, "record", lambda function, given: made.append(given) or record(function, given))
+    record = cuda_graph.capture_graph
+    monkeypatch.setattr(
+        cuda_graph, "capture_graph", lambda function, given: made.append(given) or record(function, given)
+    )
     generators = [torch.Generator("cuda").manual_seed(seed) for seed in (1, 2)]
     codes = decoder(dtype).generate(
         **text(dtype), max_new_tokens=560, guidance_scale=guidance_scale, do_sample=True, generator=generators
@@ -73,19 +75,19 @@ def test_a_recording_that_fails_leaves_the_device_usable() -> None:
     # In a process of its own: before torch 2.12 its allocator is not what it was (pytorch pull request 180395).
     script = """
         import torch
-        from musicgen_train.models.generation import graphed_step
+        from musicgen_train.models.generation import cuda_graph
 
         torch.rand(1, device="cuda")
         state = torch.cuda.get_rng_state()
         stream = torch.cuda.current_stream()
         try:
-            graphed_step.record(lambda numbers: numbers * float(numbers.sum()), torch.ones(3, device="cuda"))
+            cuda_graph.capture_graph(lambda numbers: numbers * float(numbers.sum()), torch.ones(3, device="cuda"))
         except RuntimeError as error:
             print("refused")
         assert torch.cuda.current_stream() == stream
         assert torch.equal(torch.cuda.get_rng_state(), state)
         assert torch.nn.functional.dropout(torch.ones(100, device="cuda"), 0.5).unique().tolist() == [0.0, 2.0]
-        assert len(graphed_step._failed) == 1
+        assert len(cuda_graph._failed) == 1
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300, check=False

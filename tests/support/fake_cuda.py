@@ -29,7 +29,7 @@ from musicgen_train import (
     MusicgenForConditionalGeneration,
     T5Config,
 )
-from musicgen_train.models.generation import step_maker
+from musicgen_train.models.generation import steps
 
 CUDA = torch.device("cuda", 0)
 
@@ -98,7 +98,7 @@ def fake_cuda(copies: bool = False) -> Iterator[Watch]:
         # cuDNN asks the driver whether it may take an LSTM; without it torch does the LSTM by kernels of its own.
         torch.backends.cudnn.flags(enabled=False),
         # Parameters without values are not of torch's class.
-        patch.object(step_maker, "can_step", lambda model: True),
+        patch.object(steps, "is_plain", lambda decoder, heads: True),
         Watch(copies) as watch,
     ):
         yield watch

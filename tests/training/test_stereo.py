@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.config import MusicgenDecoderConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.training.weights.stereo import expand_to_stereo, mono_name
 
 B, K, S, L, D, V = 2, 3, 7, 5, 24, 13

@@ -21,14 +21,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from musicgen_train.models.autocast import without_autocast
 from musicgen_train.models.codec.convolutions import Conv, ResidualBlock, TransposedConv
+from musicgen_train.models.codec.fused_layers import run_layers
 from musicgen_train.models.codec.segments import in_segments
 from musicgen_train.models.config import EncodecConfig
-from musicgen_train.models.kernels.convolution import run_layers
-from musicgen_train.models.kernels.lstm import run_lstm
+from musicgen_train.models.kernels.lstm import choose_lstm, lstm_layer
 from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOutput, EncodecOutput, as_requested
 from musicgen_train.models.pretrained import PretrainedModel
+from musicgen_train.models.products import without_autocast
 
 # Rows of the frames x codes distance matrix that exist at a time.
 _ROWS_OF_DISTANCES = 8192
@@ -344,6 +344,26 @@ class ResidualLSTM(nn.Module):
     def forward(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
         hidden_TBC = hidden_BTC.transpose(0, 1)
         return (run_lstm(self.lstm, hidden_TBC) + hidden_TBC).transpose(0, 1)
+
+
+def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
+    """The output of `lstm` from zeros, `(T, B, U)`, in C where that can be and is faster.
+
+    Args:
+        lstm: one direction, without projections, any number of layers.
+        input_TBU: `(T, B, U)`, as wide as the LSTM.
+    """
+    hooked = lstm._forward_hooks or lstm._forward_pre_hooks
+    library = None if hooked else choose_lstm(input_TBU, list(lstm.parameters()))
+    if library is None:
+        return cast(torch.Tensor, lstm(input_TBU)[0])
+    for layer in range(lstm.num_layers):
+        to_gates, recurrent, bias, second_bias = (
+            cast(torch.Tensor, getattr(lstm, f"{name}_l{layer}"))
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        input_TBU = lstm_layer(library, input_TBU, to_gates, recurrent, bias + second_bias)
+    return input_TBU
 
 
 class LSTM(nn.LSTM):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from musicgen_train.models.codec.convolutions import Conv, TransposedConv
-from musicgen_train.models.kernels.convolution import runner
+from musicgen_train.models.codec.fused_layers import runner
 
 # Values in the largest activation of a segment. An accelerator needs enough work to be busy; this is about 1 GB in
 # float32.

@@ -1,27 +1,28 @@
 """Generation: from text states and a prompt of codes to more codes, one delayed step at a time.
 
-Works on the decoder alone; the composite adds text and audio around it (`musicgen.py`).
+It needs the decoder and its heads alone; the composite adds text and audio around it (`musicgen.py`).
 
 Axes: B batch, K codebooks, T frames (aligned codes), S steps (delayed columns), P prompt frames, V codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import nn
 
-from musicgen_train.models.attention import without_cudnn_attention
-from musicgen_train.models.delay_pattern import FREE, generation_template, undo_delay
+from musicgen_train.models.config import MusicgenDecoderConfig
+from musicgen_train.models.decoder import MusicgenDecoder
+from musicgen_train.models.delay_pattern import FREE, codebook_delays, generation_template, undo_delay
 from musicgen_train.models.generation.sampling import Generators, guide, pick
-from musicgen_train.models.generation.step_maker import MakeStep, Step, step_maker
+from musicgen_train.models.generation.steps import MakeStep, Step, step_maker
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from musicgen_train.models.decoder import MusicgenForCausalLM
+from musicgen_train.models.layers import without_cudnn_attention
 
 StoppingCriterion: TypeAlias = Callable[[torch.Tensor], "bool | torch.Tensor"]
 """Asked after every finished frame with all codes so far, `(batch, codebooks, frames)`: stop? True stops all rows, a
@@ -31,8 +32,8 @@ Streamer: TypeAlias = Callable[[torch.Tensor], None]
 """Gets codes as they come, `(batch, codebooks, new frames)` on the model's device, the prompt's first. Put together
 they are the result."""
 
-# Arranging the weights takes about as long as five steps with them save.
-_STEPS_WORTH_ARRANGING = 6
+# Preparing the weights for steps takes about as long as five of these steps save.
+_STEPS_WORTH_PREPARING = 6
 
 
 @dataclass
@@ -43,8 +44,30 @@ class _Text:
     mask: torch.Tensor | None
 
 
+@dataclass
+class _Request:
+    """What stays the same from window to window."""
+
+    decoder: MusicgenDecoder
+    heads: nn.ModuleList
+    settings: GenerationConfig
+    text: _Text
+    guided: bool
+    generator: Generators
+    make_step: MakeStep | None
+
+    @property
+    def config(self) -> MusicgenDecoderConfig:
+        return self.decoder.config
+
+    @property
+    def delays(self) -> list[int]:
+        return codebook_delays(self.config.num_codebooks, self.config.audio_channels)
+
+
 def generate_codes(
-    model: MusicgenForCausalLM,
+    decoder: MusicgenDecoder,
+    heads: nn.ModuleList,
     settings: GenerationConfig,
     *,
     encoder_hidden_states: torch.Tensor | None = None,
@@ -54,7 +77,14 @@ def generate_codes(
     stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
     streamer: Streamer | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generate aligned codes; see `MusicgenForCausalLM.generate` for the arguments.
+    """Generate aligned codes.
+
+    Args:
+        decoder, heads: in eval mode while this runs.
+        settings: sampling, length, guidance and windows.
+        prompt_codes: codes to continue, int64 `(batch, codebooks, frames)`.
+        encoder_hidden_states, encoder_attention_mask, generator, stopping_criteria, streamer: as for
+            `MusicgenForCausalLM.generate`.
 
     Returns:
         Codes, int64 `(batch * num_return_sequences, codebooks, frames)`, and the frames of each row up to its stop,
@@ -63,11 +93,12 @@ def generate_codes(
     Raises:
         ValueError: the request is too short or too long, or its parts contradict each other.
     """
+    config, device = decoder.config, decoder.layer_norm.weight.device
     batch = _batch_size(encoder_hidden_states, prompt_codes)
     if prompt_codes is None:
-        prompt_codes = torch.empty((batch, model.num_codebooks, 0), dtype=torch.long, device=model.device)
-    frames = requested_frames(model, settings, prompt_codes.shape[-1])
-    _check_window(model, settings, frames)
+        prompt_codes = torch.empty((batch, config.num_codebooks, 0), dtype=torch.long, device=device)
+    frames = requested_frames(config, settings, prompt_codes.shape[-1])
+    _check_window(config, settings, frames)
 
     if encoder_hidden_states is not None and encoder_attention_mask is None:
         encoder_attention_mask = torch.ones(
@@ -75,32 +106,40 @@ def generate_codes(
         )
     repeats = settings.num_return_sequences
     text = _Text(_repeat(encoder_hidden_states, repeats), _repeat(encoder_attention_mask, repeats))
-    codes_BKT = prompt_codes.to(model.device).repeat_interleave(repeats, dim=0)
-    _check_generators(generator, len(codes_BKT), model.device)
+    codes_BKT = prompt_codes.to(device).repeat_interleave(repeats, dim=0)
+    _check_generators(generator, len(codes_BKT), device)
 
     guided = settings.guidance_scale is not None and settings.guidance_scale > 1 and text.states is not None
     progress = _Progress(codes_BKT, frames, _as_list(stopping_criteria), streamer)
-    was_training = model.training
-    model.eval()
-    try:
+    with _in_eval_mode(decoder, heads), without_cudnn_attention():
         make_step = None
-        if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_ARRANGING:
-            make_step = step_maker(model, rows=len(codes_BKT) * (2 if guided else 1))
-        with without_cudnn_attention():
-            while not progress.done:
-                _generate_window(model, settings, text, guided, make_step, progress, generator)
-    finally:
-        model.train(was_training)
+        if frames - prompt_codes.shape[-1] >= _STEPS_WORTH_PREPARING:
+            make_step = step_maker(decoder, heads, rows=len(codes_BKT) * (2 if guided else 1))
+        request = _Request(decoder, heads, settings, text, guided, generator, make_step)
+        while not progress.done:
+            _generate_window(request, progress)
     return progress.codes, progress.lengths
 
 
-def requested_frames(model: MusicgenForCausalLM, settings: GenerationConfig, prompt_frames: int) -> int:
+@contextlib.contextmanager
+def _in_eval_mode(*parts: nn.Module) -> Iterator[None]:
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
+
+
+def requested_frames(config: MusicgenDecoderConfig, settings: GenerationConfig, prompt_frames: int) -> int:
     """Frames of the result that the settings ask for, the prompt's included.
 
     Raises:
         ValueError: too few steps for the delay pattern, or the prompt fills them.
     """
-    delay = model.config.channel_codebooks
+    delay = config.channel_codebooks
     length = settings.total_length(prompt_frames)
     frames = length - delay
     asked = (
@@ -117,17 +156,17 @@ def requested_frames(model: MusicgenForCausalLM, settings: GenerationConfig, pro
     return frames
 
 
-def _check_window(model: MusicgenForCausalLM, settings: GenerationConfig, frames: int) -> None:
-    window = window_frames(model, settings)
+def _check_window(config: MusicgenDecoderConfig, settings: GenerationConfig, frames: int) -> None:
+    window = window_frames(config, settings)
     if window < 1:
         raise ValueError(
-            f"max_position_embeddings ({model.config.max_position_embeddings}) has no room for the delay of "
-            f"{model.config.channel_codebooks} codebooks; no weight depends on it: load with a larger one"
+            f"max_position_embeddings ({config.max_position_embeddings}) has no room for the delay of "
+            f"{config.channel_codebooks} codebooks; no weight depends on it: load with a larger one"
         )
     if frames > window and settings.extend_stride is None:
         raise ValueError(
             f"{frames} frames are more than the {window} that the model makes in one go (max_window_frames "
-            f"{settings.max_window_frames}, max_position_embeddings {model.config.max_position_embeddings}). Pass "
+            f"{settings.max_window_frames}, max_position_embeddings {config.max_position_embeddings}). Pass "
             f"extend_stride={window * 3 // 5 or 1} to go on in sliding windows, or, for a model trained on longer "
             "clips, raise these two"
         )
@@ -135,64 +174,57 @@ def _check_window(model: MusicgenForCausalLM, settings: GenerationConfig, frames
         raise ValueError(f"extend_stride is {settings.extend_stride}; it must be below the window of {window} frames")
 
 
-def window_frames(model: MusicgenForCausalLM, settings: GenerationConfig) -> int:
+def window_frames(config: MusicgenDecoderConfig, settings: GenerationConfig) -> int:
     """The most frames that one context holds: as trained, and within the positions."""
-    positions = model.config.max_position_embeddings - (model.config.channel_codebooks - 1)
+    positions = config.max_position_embeddings - (config.channel_codebooks - 1)
     return min(settings.max_window_frames, positions)
 
 
-def _generate_window(
-    model: MusicgenForCausalLM,
-    settings: GenerationConfig,
-    text: _Text,
-    guided: bool,
-    make_step: MakeStep | None,
-    progress: _Progress,
-    generator: Generators,
-) -> None:
+def _generate_window(request: _Request, progress: _Progress) -> None:
     """Extend `progress` until its window is full, all is done, or all rows have stopped."""
-    window = window_frames(model, settings)
+    config, settings, delays = request.config, request.settings, request.delays
+    window = window_frames(config, settings)
     first_frame = 0
     if progress.codes.shape[-1] >= window or progress.windows:
         # A later window sees the end of the one before: all but its first `extend_stride` frames.
         first_frame = progress.codes.shape[-1] - (window - (settings.extend_stride or 0))
     context_BKP = progress.codes[..., first_frame:]
     frames = min(window, progress.frames - first_frame)
-    template_BKS = generation_template(context_BKP, model.delays, frames, model.config.bos_token_id)
+    template_BKS = generation_template(context_BKP, delays, frames, config.bos_token_id)
 
     steps = template_BKS.shape[-1]
     start = 1 + context_BKP.shape[-1]
     # Most columns are predicted whole; the others hold codes of the prompt, or of the pattern's two triangles.
     partly_known = (template_BKS != FREE).flatten(0, 1).any(dim=0).tolist()
     sequence_BKS = template_BKS.clone()
-    logits_of = _Logits(model, make_step, text, guided, steps)
+    logits_of = _Logits(request, steps)
     new_ids_BKS = sequence_BKS[..., :start]
     for step in range(start, steps):
         logits_BKV = logits_of(new_ids_BKS)
-        if guided:
+        if request.guided:
             assert settings.guidance_scale is not None
             logits_BKV = guide(logits_BKV, settings.guidance_scale)
-        chosen_BK = pick(logits_BKV, settings, generator)
+        chosen_BK = pick(logits_BKV, settings, request.generator)
         if partly_known[step]:
             known_BK = template_BKS[..., step]
             chosen_BK = torch.where(known_BK == FREE, chosen_BK, known_BK)
         sequence_BKS[..., step] = chosen_BK
         new_ids_BKS = chosen_BK[..., None]
 
-        finished = step - max(model.delays)  # frames of this window whose last codebook is known
+        finished = step - max(delays)  # frames of this window whose last codebook is known
         if progress.is_watched and finished > context_BKP.shape[-1]:
             newest = sequence_BKS[..., finished : step + 1]  # the columns that hold the newest frame, delayed
-            progress.add(undo_delay(newest, model.delays))
+            progress.add(undo_delay(newest, delays))
             if progress.done:
                 break
     _check_finite(logits_BKV)
     if not progress.is_watched:
-        progress.add(undo_delay(sequence_BKS[..., start:], model.delays))
+        progress.add(undo_delay(sequence_BKS[..., start:], delays))
     progress.windows += 1
 
 
 def _check_finite(logits_BKV: torch.Tensor) -> None:
-    """Refuse what a broken model makes. Once a window is enough: what is not a number stays in the cache."""
+    """Refuse the logits of a broken model. Once a window is enough: NaN stays in the cache."""
     if not bool(torch.isfinite(logits_BKV).all()):
         raise ValueError(
             "the model's logits are not finite: its weights or the text states hold NaN or infinity, or float16 has no "
@@ -203,37 +235,32 @@ def _check_finite(logits_BKV: torch.Tensor) -> None:
 class _Logits:
     """Logits after the newest columns of a window, float32 `(rows, codebooks, vocab_size)`, the null rows included.
 
-    The first columns go through the model's forward pass, which fills the cache with them and the text. The others
-    come one by one, through a step made for them where there is one.
+    The first columns go through the decoder's forward pass, which fills the cache with them and the text. The others
+    come one by one, through a step prepared for them where there is one.
     """
 
-    def __init__(
-        self, model: MusicgenForCausalLM, make_step: MakeStep | None, text: _Text, guided: bool, steps: int
-    ) -> None:
-        self._model = model
-        self._make_step = make_step
-        self._text = text
-        self._guided = guided
+    def __init__(self, request: _Request, steps: int) -> None:
+        self._request = request
+        self._text = _with_null_rows(request.text) if request.guided else request.text
         self._steps = steps
         # Attention on a GPU is fastest over multiples of eight.
-        self._cache = KVCache(model.config.num_hidden_layers, capacity=-(-(steps - 1) // 8) * 8)
+        self._cache = KVCache(request.config.num_hidden_layers, capacity=-(-(steps - 1) // 8) * 8)
         self._step: Step | None = None
 
     def __call__(self, ids_BKS: torch.Tensor) -> torch.Tensor:
         if self._step is not None:
             return self._step(ids_BKS[..., 0])
-        text = _with_null_rows(self._text) if self._guided else self._text
-        decoder = self._model.model.decoder
-        embeddings = decoder.embed(ids_BKS.repeat(2, 1, 1) if self._guided else ids_BKS)
-        output = decoder(embeddings, text_states=text.states, text_mask=text.mask, cache=self._cache)
+        request, text = self._request, self._text
+        embeddings = request.decoder.embed(ids_BKS.repeat(2, 1, 1) if request.guided else ids_BKS)
+        output = request.decoder(embeddings, text_states=text.states, text_mask=text.mask, cache=self._cache)
         last_BD = output.last_hidden_state[:, -1]
-        if self._make_step is not None:
-            self._step = self._make_step(self._cache, self._steps, self._text.mask, self._guided)
-        return torch.stack([head(last_BD) for head in self._model.lm_heads], dim=1).float()
+        if request.make_step is not None:
+            self._step = request.make_step(self._cache, self._steps, request.text.mask, request.guided)
+        return torch.stack([head(last_BD) for head in request.heads], dim=1).float()
 
 
 class _Progress:
-    """The codes so far, and who wants to know about them."""
+    """The codes so far, and the streamer and stopping criteria that are told of them."""
 
     def __init__(
         self,
@@ -272,7 +299,7 @@ class _Progress:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody wants every frame as soon as it is there."""
+        """Whether every frame has to be passed on as soon as it is there."""
         return self._streamer is not None or bool(self._stopping_criteria)
 
     def add(self, frames_BKT: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""From logits to codes: guidance, the truncations of sampling, and the draw.
+"""From logits to codes: guidance, the truncations of sampling, and the random choice.
 
 Axes: B batch, K codebooks, V codes.
 """
@@ -30,15 +30,16 @@ def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Gener
     """
     if not settings.do_sample:
         return logits_BKV.argmax(dim=-1)
-    return draw(truncate(logits_BKV, settings).softmax(dim=-1), generators)
+    return draw_codes(truncate(logits_BKV, settings).softmax(dim=-1), generators)
 
 
-def draw(probabilities_BKV: torch.Tensor, generators: Generators) -> torch.Tensor:
-    """An index of each codebook of each row, int64 `(B, K)`: what `torch.multinomial` draws with the same generator.
+def draw_codes(probabilities_BKV: torch.Tensor, generators: Generators) -> torch.Tensor:
+    """Draw an index for each codebook of each row, int64 `(B, K)`: the one `torch.multinomial` draws with the same
+    generator.
 
-    That one looks at the probabilities first, for which the host would wait for a GPU. Of numbers exponentially
-    distributed with rates p, the smallest is that of index i with probability p_i, and so is the largest of p_i times
-    the inverse of one with rate 1.
+    `torch.multinomial` checks the probabilities first, for which the host would wait for a GPU. Of numbers that are
+    exponentially distributed with rates p, the smallest is that of index i with probability p_i; the same holds for
+    the largest of p_i divided by a number with rate 1.
     """
     noise_BKV = torch.empty_like(probabilities_BKV, memory_format=torch.contiguous_format)
     if generators is None or isinstance(generators, torch.Generator):

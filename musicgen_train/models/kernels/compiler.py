@@ -1,7 +1,7 @@
-"""C files of this package, compiled for the processor at hand when they are first needed, and kept.
+"""Compiles the C files of this package for the processor at hand when they are first needed, and caches the libraries.
 
-A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`) under a name that says what it was made
-from: another source, compiler or processor makes another one. It takes half a second.
+A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`) under a name that is a hash of all it was
+made from: another source, compiler or processor makes another one. Compiling takes half a second.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import platform
 import shutil
@@ -19,35 +18,41 @@ from pathlib import Path
 
 from musicgen_train.models.kernels.structures import STRUCTURES
 
-logger = logging.getLogger(__name__)
-
 SWITCH = "MUSICGEN_TRAIN_NATIVE"
 """Environment variable; `0` leaves everything to torch."""
+
+# Characters of a compiler's errors that are passed on.
+_MOST_SAID = 500
 
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
 
 
 def load_library(source_name: str) -> ctypes.CDLL | None:
-    """The compiled library of a C file beside this one; None if it is switched off or cannot be had here."""
+    """The compiled library of a C file beside this one; None if C is switched off or the file cannot be compiled."""
     loaded = _load(source_name)
     return None if isinstance(loaded, str) else loaded
 
 
 def reason_without(source_name: str) -> str | None:
-    """Why there is no library of that file; None if there is one."""
+    """Why there is no library of that file, in one line; None if there is one."""
     loaded = _load(source_name)
     return loaded if isinstance(loaded, str) else None
 
 
 def reason_without_any() -> str | None:
-    """Why one of the C files here has no library; None if all have one."""
+    """Why one of the C files here has no library, in one line; None if all have one."""
     reasons = (reason_without(path.name) for path in sorted(Path(__file__).parent.glob("*.c")))
     return next((reason for reason in reasons if reason is not None), None)
 
 
+def is_switched_off() -> bool:
+    """Returns True if the user's environment says that everything is left to torch."""
+    return os.environ.get(SWITCH, "").strip() == "0"
+
+
 @functools.cache
 def _load(source_name: str) -> ctypes.CDLL | str:
-    if os.environ.get(SWITCH, "").strip() == "0":
+    if is_switched_off():
         return f"{SWITCH}=0"
     compiler = _compiler()
     if compiler is None:
@@ -55,11 +60,9 @@ def _load(source_name: str) -> ctypes.CDLL | str:
     try:
         return _library(Path(__file__).with_name(source_name), compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        logger.info(
-            "%s was not compiled by %s, and is left to torch, which is slower: %s", source_name, compiler, reason
-        )
-        return f"not compiled by {compiler}: {reason}"
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        errors = [line for line in said.splitlines() if "error" in line] or said.split()
+        return f"{source_name} was not compiled by {compiler}: {' '.join(errors)[:_MOST_SAID]}"
 
 
 def _compiler() -> str | None:
@@ -74,22 +77,22 @@ def _library(source: Path, compiler: str) -> ctypes.CDLL:
     name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
     if folder is None:
-        # Loaded, it needs no file any more.
+        # Once it is loaded, its file is not needed any more.
         with tempfile.TemporaryDirectory() as work:
             return ctypes.CDLL(str(_compile(source, compiler, Path(work))))
     if not (folder / name).exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as work:
-            # At once: another process may be looking.
+            # Renamed as a whole: another process may be looking for it.
             _compile(source, compiler, Path(work)).replace(folder / name)
     return ctypes.CDLL(str(folder / name))
 
 
 def _cache_folder() -> Path | None:
-    """None if there is none, or it cannot be written to."""
+    """The user's cache folder; None if there is none, or it cannot be written to."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError):  # the latter from a user without a home, as in some containers
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home, as in some containers
         return None
     return folder if os.access(folder, os.W_OK) else None
 
@@ -98,13 +101,13 @@ def _compile(source: Path, compiler: str, work: Path) -> Path:
     checks, object_file, library = work / "checks.c", str(work / "object.o"), work / "library.so"
     checks.write_text(_layout_checks(source.name))
     _run([compiler, *_FLAGS, "-include", str(source), "-c", str(checks), "-o", object_file])
-    # Linked without -fopenmp: the threads are to be those of torch, whose OpenMP runtime is already in the process.
+    # Linked without -fopenmp: the threads have to be those of torch, whose OpenMP runtime is already in the process.
     _run([compiler, "-shared", object_file, "-o", str(library), "-lm"])
     return library
 
 
 def _layout_checks(source_name: str) -> str:
-    """C code that does not compile after the source where its structures are not what `structures.py` says they are."""
+    """C code to follow the source, which does not compile if a structure differs from that in `structures.py`."""
     lines = ["#include <stddef.h>"]
     for name, structure in STRUCTURES[source_name].items():
         claims = {f"sizeof({name}) == {ctypes.sizeof(structure)}": f"the size of {name}"}
@@ -125,7 +128,7 @@ def _run(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by machines with different processors."""
+    """The processor, on which -march=native depends: machines with different ones may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,292 +1,123 @@
-"""EnCodec's layers one after the other, in C where they are convolutions in float32 on a CPU.
+"""Convolutions of EnCodec in C, for float32: each writes its result, its ELU or both where the next one reads them.
 
-Much of the time goes into what is around a convolution's products: padding copies its input, and the ELU before it
-reads and writes all of it again. Here every convolution writes its result where the next one wants it, with room for
-the padding at both ends, and beside it, or instead of it, the ELU of the result (`convolution.c`).
+The C side is `convolution.c`. Rows and padding of activations `(B, L, C)` may lie in larger memory; the numbers of a
+step, and the steps of a row, follow one another.
 
-Axis letters: B batch, L steps, C width, G taps, I and O width of in- and output, P panels of W outputs.
+Axis letters: B batch, L steps, C width, I inputs of a panel, P panels of W outputs.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from musicgen_train.models.codec.convolutions import (
-    Conv,
-    Kernel,
-    MagnitudeAndDirection,
-    Padding,
-    ResidualBlock,
-    TransposedConv,
-    pad_steps,
-)
 from musicgen_train.models.kernels.compiler import load_library
+from musicgen_train.models.kernels.door import choose
 from musicgen_train.models.kernels.structures import POINTER, Convolution
 
 _SOURCE = "convolution.c"
-_NO_PADDING = Padding(0, 0, "constant")
 _PADDING_MODES = ("constant", "reflect", "replicate")  # as the C side counts them
-_CONVOLUTIONS = (Conv, TransposedConv)
-_PLAIN = {
-    *(*_CONVOLUTIONS, ResidualBlock, Kernel, MagnitudeAndDirection),
-    *(nn.Sequential, nn.ModuleDict, nn.ELU, nn.Identity),
-}
 
 
-def run_layers(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`layers(hidden)`, the fastest way there is: see `runner`."""
-    return runner(layers, hidden_BLC)(hidden_BLC)
+def choose_convolution(hidden: torch.Tensor, weights: Iterable[torch.Tensor]) -> bool:
+    """Whether `convolve` can do convolutions with these weights of such an activation."""
+    return choose(_SOURCE, (hidden, *weights)) is not None
 
 
-def runner(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What runs `layers` the fastest way there is: their convolutions in C where that can be, up to the order of sums.
-
-    Args:
-        layers: convolutions, residual blocks, ELUs, and others, which are called.
-        hidden_BLC: an input `(B, L, C)`, of the type, on the device, and as much part of a graph as those to come.
-    """
-    return functools.partial(_run, list(layers)) if _can_run_natively(layers, hidden_BLC) else layers
-
-
-def _can_run_natively(layers: nn.Sequential, hidden: torch.Tensor) -> bool:
-    convolutions = [module for module in layers.modules() if isinstance(module, (*_CONVOLUTIONS, ResidualBlock))]
-    # Other layers are called as they are.
-    parts = [part for module in convolutions for part in module.modules()]
-    weights = [weight for module in convolutions for weight in module.parameters()]
-    return (
-        bool(convolutions)
-        and type(hidden) is torch.Tensor
-        and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in (hidden, *weights))
-        and not (torch.is_grad_enabled() and any(value.requires_grad for value in (hidden, *layers.parameters())))
-        # A group norm looks at all steps, and what is hooked wants to be called.
-        and all(type(part) in _PLAIN for part in parts)
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-        and load_library(_SOURCE) is not None
-    )
+def panel_width() -> int:
+    """W, the outputs of a panel."""
+    width: int = _library().panel_width()
+    return width
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What the next layers read of a result: itself, its ELU or both, and with what around it."""
+class Taps:
+    """How one step of the result is made of the steps of the input, all counted in numbers (floats)."""
 
-    itself: Padding | None = None
-    activated: Padding | None = None
-
-
-def _wanted(layers: Sequence[nn.Module], length: int) -> _Wanted:
-    """Of a result of so many steps that goes into these layers."""
-    if not layers:
-        return _Wanted(itself=_NO_PADDING)
-    first, *others = layers
-    if isinstance(first, nn.ELU):
-        return _Wanted(activated=_wanted(others, length).itself)
-    if isinstance(first, ResidualBlock):
-        inner = cast(Conv, first.block[1])
-        shortcut = first.shortcut.padding(length) if isinstance(first.shortcut, Conv) else _NO_PADDING
-        return _Wanted(itself=shortcut, activated=inner.padding(length))
-    if isinstance(first, _CONVOLUTIONS):
-        return _Wanted(itself=first.padding(length))
-    return _Wanted(itself=_NO_PADDING)
+    runs: int
+    """Runs of numbers that are read for it: taps with gaps between them are a run each, others are one run together."""
+    inputs: int
+    """Numbers of a run."""
+    input_step: int
+    """From the input of one result to that of the next."""
+    input_run: int
+    """From one run to the next."""
 
 
-class _Padded:
-    """Room for some steps and for the padding around them.
-
-    Args:
-        like: whose batch, device and type it takes.
-        made, width: of what will be written to `target`, `(batch, made, width)`.
-        cut: steps at its two ends that are not part of the result.
-        padding: around the result.
-    """
-
-    def __init__(self, like: torch.Tensor, made: int, width: int, cut: tuple[int, int], padding: Padding) -> None:
-        # Where padding lies on what is cut off, it is written over it.
-        before, after = max(0, padding.left - cut[0]), max(0, padding.right - cut[1])
-        room = like.new_empty(len(like), before + made + after, width)
-        first, last = before + cut[0], before + made - cut[1]
-        self.target = room[:, before : before + made]
-        self.steps = room[:, first:last]
-        self.padded = room[:, first - padding.left : last + padding.right]
-        self._padding = padding
-
-    def pad(self) -> None:
-        """Fill the padding, now that the steps are there."""
-        left, right, mode = self._padding.left, self._padding.right, self._padding.mode
-        batch, length, width = self.steps.shape
-        if mode == "circular" or length <= max(left, right):
-            if left or right:
-                self.padded.copy_(pad_steps(self.steps, self._padding))
-            return
-        numbers = (batch, self.steps.stride(0), length, width, left, right, _PADDING_MODES.index(mode))
-        _library().pad_ends(POINTER(self.steps.data_ptr()), *map(ctypes.c_int64, numbers))
-
-
-@dataclass(frozen=True)
-class _Result:
-    itself: _Padded | None
-    activated: _Padded | None
-
-
-def _run(layers: list[nn.Module], hidden_BLC: torch.Tensor) -> torch.Tensor:
-    result = _given(hidden_BLC, _wanted(layers, hidden_BLC.shape[1]))
-    for number, layer in enumerate(layers, start=1):
-        others = layers[number:]
-        if isinstance(layer, nn.ELU):
-            result = _Result(itself=result.activated, activated=None)
-        elif isinstance(layer, ResidualBlock):
-            result = _residual_block(layer, result, others)
-        elif isinstance(layer, _CONVOLUTIONS):
-            assert result.itself is not None
-            result = _convolve(layer, result.itself, others)
-        else:
-            assert result.itself is not None
-            hidden_BLC = layer(result.itself.steps)
-            result = _given(hidden_BLC, _wanted(others, hidden_BLC.shape[1]))
-    assert result.itself is not None
-    return result.itself.steps
-
-
-def _given(hidden_BLC: torch.Tensor, wanted: _Wanted) -> _Result:
-    """What is there already, as it is wanted."""
-
-    def copied(values_BLC: torch.Tensor, padding: Padding) -> _Padded:
-        _, steps, width = values_BLC.shape
-        copy = _Padded(values_BLC, steps, width, (0, 0), padding)
-        copy.steps.copy_(values_BLC)
-        copy.pad()
-        return copy
-
-    return _Result(
-        itself=None if wanted.itself is None else copied(hidden_BLC, wanted.itself),
-        activated=None if wanted.activated is None else copied(F.elu(hidden_BLC), wanted.activated),
-    )
-
-
-def _residual_block(block: ResidualBlock, result: _Result, others: list[nn.Module]) -> _Result:
-    _, to_inner, elu, from_inner = block.block
-    assert result.itself is not None
-    assert result.activated is not None
-    if isinstance(block.shortcut, Conv):
-        shortcut = _convolve(block.shortcut, result.itself, []).itself
-        assert shortcut is not None
-        residual_BLC = shortcut.steps
-    else:
-        residual_BLC = result.itself.steps
-    inner = _convolve(cast(Conv, to_inner), result.activated, [elu, from_inner]).activated
-    assert inner is not None
-    return _convolve(cast(Conv, from_inner), inner, others, residual_BLC)
-
-
-def _convolve(
-    layer: Conv | TransposedConv, given: _Padded, others: list[nn.Module], residual_BLC: torch.Tensor | None = None
-) -> _Result:
-    """One convolution, of the steps with their padding.
+def convolve(
+    taps: Taps,
+    input_BLC: torch.Tensor,
+    first: int,
+    panels_PIW: torch.Tensor,
+    bias: torch.Tensor,
+    steps: int,
+    residual: tuple[torch.Tensor, int] | None,
+    output: tuple[torch.Tensor, int] | None,
+    activated: tuple[torch.Tensor, int] | None,
+) -> None:
+    """Write some steps of a convolution.
 
     Args:
-        layer: the convolution.
-        given: padded as it wants.
-        others: the layers that come next.
-        residual_BLC: added to the result.
+        taps: which inputs a step of the result is made of.
+        input_BLC: padded.
+        first: the first number of each row that is read.
+        panels_PIW: the weights, in panels of `panel_width` outputs.
+        bias: as long as a step of the result.
+        steps: of the result, to be made.
+        residual: an activation that is added, and its step that belongs to the first one made.
+        output: where the result goes, and its first step; None if it is not wanted.
+        activated: the same for the result's ELU.
     """
-    padded, kernel = given.padded, layer.conv
-    batch, length, width = padded.shape
-    num_taps, out_width = kernel.num_taps, len(kernel.bias)
-    if isinstance(layer, TransposedConv):
-        # Blocks of `stride` steps, each from two steps of the input.
-        steps, step_width, dilation = length - 1, width, 1
-        blocks, cut = layer.stride, (layer.cut_left, layer.cut_right)
-    else:
-        step_width, dilation = layer.stride * width, layer.dilation
-        steps = length // layer.stride - (num_taps - 1) * dilation
-        blocks, cut = 1, (0, 0)
-    # Taps side by side are one run of memory.
-    runs, inputs = (1, num_taps * step_width) if dilation == 1 else (num_taps, step_width)
-    outputs = blocks * out_width
-    together = _steps_together(outputs) if runs == 1 else 1
-    panels_PIW = kernel.folded(_panels_for(step_width, together))
-    bias = kernel.bias if together * blocks == 1 else kernel.bias.repeat(together * blocks)
-
-    made = steps * blocks
-    wanted = _wanted(others, made - sum(cut))
-    itself, activated = (
-        None if padding is None else _Padded(padded, made, out_width, cut, padding)
-        for padding in (wanted.itself, wanted.activated)
+    arguments = Convolution(
+        batch=len(input_BLC),
+        steps=steps,
+        runs=taps.runs,
+        inputs=taps.inputs,
+        outputs=len(bias),
+        threads=torch.get_num_threads(),
+        input=input_BLC.data_ptr() + first * input_BLC.element_size(),
+        input_batch=input_BLC.stride(0),
+        input_step=taps.input_step,
+        input_run=taps.input_run,
+        weights=panels_PIW.data_ptr(),
+        bias=bias.data_ptr(),
+        **_place("residual", residual),
+        **_place("output", output),
+        **_place("activated", activated),
     )
-    whole = steps - steps % together
-    for first, last, at_once in ((0, whole, together), (whole, steps, 1)):
-        if first == last:
-            continue
-        arguments = Convolution(
-            batch=batch,
-            steps=(last - first) // at_once,
-            runs=runs,
-            inputs=inputs + (at_once - 1) * step_width,
-            outputs=at_once * outputs,
-            threads=torch.get_num_threads(),
-            input=padded.data_ptr() + first * step_width * padded.element_size(),
-            input_batch=padded.stride(0),
-            input_step=at_once * step_width,
-            input_run=dilation * step_width,
-            weights=panels_PIW.data_ptr(),
-            bias=bias.data_ptr(),
-            **_place("residual", residual_BLC, first * blocks),
-            **_place("output", None if itself is None else itself.target, first * blocks),
-            **_place("activated", None if activated is None else activated.target, first * blocks),
-        )
-        _library().convolve(ctypes.byref(arguments))
-    for result in (itself, activated):
-        if result is not None:
-            result.pad()
-    return _Result(itself, activated)
+    _library().convolve(ctypes.byref(arguments))
 
 
-def _place(name: str, values_BLC: torch.Tensor | None, first: int) -> dict[str, int]:
-    """Where the C side finds some steps from the first one on, or that there are none."""
-    if values_BLC is None:
+def can_pad(mode: str, length: int, left: int, right: int) -> bool:
+    """Whether `pad_ends` can pad so many steps."""
+    return mode in _PADDING_MODES and length > max(left, right)
+
+
+def pad_ends(steps_BLC: torch.Tensor, left: int, right: int, mode: str) -> None:
+    """Fill the memory before and after the steps of each row, which must be part of the tensor that they lie in.
+
+    Args:
+        steps_BLC: such that `can_pad`.
+        left, right: steps before and after them.
+        mode: of `torch.nn.functional.pad`.
+    """
+    batch, length, width = steps_BLC.shape
+    numbers = (batch, steps_BLC.stride(0), length, width, left, right, _PADDING_MODES.index(mode))
+    _library().pad_ends(POINTER(steps_BLC.data_ptr()), *map(ctypes.c_int64, numbers))
+
+
+def _place(name: str, place: tuple[torch.Tensor, int] | None) -> dict[str, int]:
+    """Fields that say where an activation lies from one of its steps on; none where there is none."""
+    if place is None:
         return {}
+    values_BLC, first = place
     of_batch, of_step, of_channel = values_BLC.stride()
     assert (of_step, of_channel) == (values_BLC.shape[2], 1)
     begin = values_BLC.data_ptr() + first * of_step * values_BLC.element_size()
     return {name: begin, f"{name}_batch": of_batch}
-
-
-def _steps_together(outputs: int) -> int:
-    """How many steps are taken for one with as many times the outputs, so that few outputs fill a panel.
-
-    Most of what is multiplied then are zeros, but of a panel with one output still more would be in vain. The first
-    columns of these panels are those for a single step, which serve the steps that are left over.
-    """
-    return max(1, _library().panel_width() // outputs)
-
-
-@functools.cache
-def _panels_for(step_width: int, together: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What makes panels `(P, I, W)` of taps: what a tile reads lies together.
-
-    Args:
-        step_width: numbers from one step of the input to the next.
-        together: see `_steps_together`.
-    """
-
-    def panels_of(taps_GIO: torch.Tensor) -> torch.Tensor:
-        taps_IO = taps_GIO.flatten(0, 1)
-        inputs, outputs = taps_IO.shape
-        panel_width = _library().panel_width()
-        panels = -(-together * outputs // panel_width)
-        filled_IO = taps_IO.new_zeros(inputs + (together - 1) * step_width, panels * panel_width)
-        for step in range(together):
-            filled_IO[step * step_width :][:inputs, step * outputs :][:, :outputs] = taps_IO
-        return filled_IO.unflatten(1, (panels, panel_width)).transpose(0, 1).contiguous()
-
-    return panels_of
 
 
 def _library() -> ctypes.CDLL:

@@ -1,32 +1,29 @@
-"""`DecodeStep` in C, for decoders on a CPU: a step of few rows then takes little longer than reading its weights once.
+"""A step of generation in C: with a few rows it takes little longer than reading the decoder's weights once.
 
-It computes what `decode_step.DecodeStep` does, with the weights where they are: matrices are neither packed nor copied,
-and files that are mapped stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32; from
-five rows on, where the processor multiplies bfloat16, what they are multiplied with is rounded, too, as torch does. The
-C side is `decode_step.c`, compiled when it is first needed.
+It computes what the decoder's forward pass does, with the weights where they are: matrices are neither packed nor
+copied, and mapped files stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32; from
+five rows on, where the processor multiplies bfloat16, the states are rounded to it, too, as torch does. The C side is
+`decode_step.c`.
+
+Axes: B batch, R rows (B, or 2 B under guidance), K codebooks, V codes, D width, N heads, H head width, S steps, L text
+length.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
-from musicgen_train.models.attention import cross_attention_mask
-from musicgen_train.models.kernels.compiler import load_library
-from musicgen_train.models.kernels.structures import POINTER, TYPES, DecoderLayer, Step
-from musicgen_train.models.kv_cache import KVCache
-from musicgen_train.models.positions import sinusoidal_positions
-
-if TYPE_CHECKING:
-    from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
+from musicgen_train.models.kernels.door import choose
+from musicgen_train.models.kernels.structures import POINTER, TYPES, StepArguments, StepLayer
 
 _SOURCE = "decode_step.c"
 _ACTIVATIONS = {"gelu": 0, "relu": 1}
-# What is read once a step, and stays in the model's dtype.
+# Read once a step, and left in the model's dtype; all other tensors are float32 on the C side.
 _MATRICES = {"query", "key", "value", "self_out", "cross_query", "cross_out", "fc1", "fc2"}
 # The C code reads eight numbers at a time.
 _LANES = 8
@@ -34,101 +31,125 @@ _LANES = 8
 _MOST_ROWS = 64
 
 
+@dataclass(frozen=True)
+class StepTensors:
+    """The weights that a step reads, all of one dtype."""
+
+    layers: Sequence[Mapping[str, torch.Tensor]]
+    """Of each layer, by the names of `StepLayer`'s fields, keys and values left out."""
+    embeddings: Sequence[torch.Tensor]
+    """Of each codebook, `(V + 1, D)`."""
+    heads: Sequence[torch.Tensor]
+    """Of each codebook, `(V, D)`."""
+    final_norm_weight: torch.Tensor
+    final_norm_bias: torch.Tensor
+    norm_epsilon: float
+    num_heads: int
+    activation: str
+    """A name of `layers.ACTIVATIONS`."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for layer in self.layers:
+            yield from layer.values()
+        yield from (*self.embeddings, *self.heads, self.final_norm_weight, self.final_norm_bias)
+
+
+def choose_decode_step(tensors: StepTensors, rows: int) -> ctypes.CDLL | None:
+    """The library for `NativeStep` if it can do steps of so many rows with these weights, and is the fastest way."""
+    inner_width, width = tensors.layers[0]["fc1"].shape
+    fits = (
+        rows <= _MOST_ROWS
+        and tensors.activation in _ACTIVATIONS
+        and all(size % _LANES == 0 for size in (width, width // tensors.num_heads, inner_width))
+        and all(tensor.is_contiguous() for tensor in tensors)
+    )
+    return choose(_SOURCE, tensors, fits, tuple(TYPES))
+
+
 class NativeStep:
-    """Logits after one more column of ids, for one window of a request; the arguments are those of `DecodeStep`.
+    """Logits after one more column of ids, for one window of a request.
 
     Args:
-        model: must be `can_step_natively`.
-        cache: holds the steps so far and the text's keys and values, of all rows; it moves on with every call. Of a
-            model in bfloat16, its tensors do not: keys and values are kept in float32, here.
-        steps: of the window, the first columns included.
-        text_mask_BL: 0 for padding; None for no text.
-        guided: the cache's second half of rows has the null condition and the same codes as the first.
+        library: from `choose_decode_step`.
+        tensors: the weights.
+        keys_values: two tensors `(R, N, capacity, H)` per layer with the steps so far, to which each call adds one.
+            Those of a model in bfloat16 are copied to float32, and are not written to.
+        text_keys_values: `(text_rows, N, L, H)` per layer, for the first rows, which have a text; None for no text.
+        text_seen_BL: uint8 `(text_rows, L)`, 0 for padding; None where all is seen.
+        positions_SD: float32, the position embeddings of the window.
+        batch: rows of the ids; row r of the cache has the codes of row r % batch.
     """
 
     @torch.no_grad()
     def __init__(
         self,
-        model: MusicgenForCausalLM,
-        cache: KVCache,
-        steps: int,
-        text_mask_BL: torch.Tensor | None,
-        guided: bool,
+        library: ctypes.CDLL,
+        tensors: StepTensors,
+        keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        text_keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None,
+        text_seen_BL: torch.Tensor | None,
+        positions_SD: torch.Tensor,
+        batch: int,
     ) -> None:
-        config, decoder = model.config, model.model.decoder
-        cache.reserve(steps - 1)  # the last column is never fed
-        stored = [cache.buffers(layer) for layer in range(len(cache))]
-        rows = len(stored[0][0])
-        text: list[tuple[torch.Tensor, ...]] = [() for _ in stored]
-        text_rows, text_length, seen_BL = 0, 0, None
-        if text_mask_BL is not None:
-            text_rows, text_length = text_mask_BL.shape
-            text = [
-                tuple(each[:text_rows].contiguous() for each in cache.require_cross(layer))
-                for layer in range(len(cache))
-            ]
-            if not bool(text_mask_BL.all()):
-                allowed = cross_attention_mask(text_mask_BL).allowed
-                assert allowed is not None
-                seen_BL = allowed[:, 0, 0].to(torch.uint8)
-
-        self._cache = cache
-        self._batch = rows // 2 if guided else rows
-        # Everything whose memory the C side reads.
+        rows, _, capacity, _ = keys_values[0][0].shape
+        text_rows, _, text_length, _ = (0, 0, 0, 0) if text_keys_values is None else text_keys_values[0][0].shape
+        vocab_size, width = tensors.heads[0].shape
+        self._batch = batch
+        # Keeps alive all memory that the C side reads.
         self._kept: list[Any] = []
-        layers = (DecoderLayer * len(stored))()
+        layers = (StepLayer * len(tensors.layers))()
         self._kept.append(layers)
-        for entry, layer, own, cross in zip(layers, decoder.layers, stored, text, strict=True):
-            tensors = (*_weights(cast("MusicgenDecoderLayer", layer)), *own, *cross)
-            for (name, *_), tensor in zip(DecoderLayer._fields_[: len(tensors)], tensors, strict=True):
+        for index, (entry, weights) in enumerate(zip(layers, tensors.layers, strict=True)):
+            named = {**weights, **dict(zip(("keys", "values"), keys_values[index], strict=True))}
+            if text_keys_values is not None:
+                named |= dict(zip(("text_keys", "text_values"), text_keys_values[index], strict=True))
+            for name, tensor in named.items():
                 setattr(entry, name, self._pointer(tensor if name in _MATRICES else tensor.float()))
-        self._logits = torch.empty(rows, model.num_codebooks, config.vocab_size)
-        self._step = Step(
+        self._logits = torch.empty(rows, len(tensors.heads), vocab_size)
+        self._arguments = StepArguments(
             rows=rows,
-            width=config.hidden_size,
-            heads=config.num_attention_heads,
-            inner_width=config.ffn_dim,
-            num_layers=len(stored),
-            num_codebooks=model.num_codebooks,
-            vocab_size=config.vocab_size,
-            capacity=stored[0][0].shape[2],
+            width=width,
+            heads=tensors.num_heads,
+            inner_width=len(tensors.layers[0]["fc1"]),
+            num_layers=len(tensors.layers),
+            num_codebooks=len(tensors.heads),
+            vocab_size=vocab_size,
+            capacity=capacity,
             text_rows=text_rows,
             text_length=text_length,
             threads=torch.get_num_threads(),
-            activation=_ACTIVATIONS[config.activation_function],
-            type=TYPES[model.dtype],
-            norm_epsilon=decoder.layer_norm.eps,
-            embeddings=self._pointers(cast(nn.Embedding, table).weight for table in decoder.embed_tokens),
+            activation=_ACTIVATIONS[tensors.activation],
+            type=TYPES[tensors.heads[0].dtype],
+            norm_epsilon=tensors.norm_epsilon,
+            embeddings=self._pointers(tensors.embeddings),
             layers=ctypes.addressof(layers),
-            final_norm_weight=self._pointer(decoder.layer_norm.weight.float()),
-            final_norm_bias=self._pointer(decoder.layer_norm.bias.float()),
-            heads_weights=self._pointers(cast(nn.Linear, head).weight for head in model.lm_heads),
-            positions=self._pointer(sinusoidal_positions(0, steps, config.hidden_size, torch.device("cpu"))),
-            text_seen=None if seen_BL is None else self._pointer(seen_BL),
+            final_norm_weight=self._pointer(tensors.final_norm_weight.float()),
+            final_norm_bias=self._pointer(tensors.final_norm_bias.float()),
+            heads_weights=self._pointers(tensors.heads),
+            positions=self._pointer(positions_SD),
+            text_seen=None if text_seen_BL is None else self._pointer(text_seen_BL),
             logits=self._pointer(self._logits),
         )
-        library = load_library(_SOURCE)
-        assert library is not None
         library.decode_step_scratch.restype = ctypes.c_int64
-        # Zeros, since what fills up groups of rows is computed with, though never looked at.
-        scratch = self._logits.new_zeros(library.decode_step_scratch(ctypes.byref(self._step)))
-        self._step.scratch = self._pointer(scratch)
+        # Zeros, since numbers that only fill up groups of rows are computed with, too.
+        scratch = self._logits.new_zeros(library.decode_step_scratch(ctypes.byref(self._arguments)))
+        self._arguments.scratch = self._pointer(scratch)
         self._run = library.decode_step
 
-    def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids_BK: torch.Tensor, length: int) -> torch.Tensor:
         """Logits of the next column, float32 `(rows, codebooks, vocab_size)`, in memory that the next call uses again.
 
         Args:
             ids_BK: int64, the newest column.
+            length: steps in the cache, which is where this one is written.
         """
         ids_BK = ids_BK.contiguous()
         self._run(
-            ctypes.byref(self._step),
+            ctypes.byref(self._arguments),
             POINTER(ids_BK.data_ptr()),
             ctypes.c_int64(self._batch),
-            ctypes.c_int64(self._cache.length),
+            ctypes.c_int64(length),
         )
-        self._cache.advance(1)
         return self._logits
 
     def _pointer(self, tensor: torch.Tensor) -> int:
@@ -141,31 +162,3 @@ class NativeStep:
         array = (POINTER * len(addresses))(*addresses)
         self._kept.append(array)
         return ctypes.addressof(array)
-
-
-def _weights(layer: MusicgenDecoderLayer) -> tuple[torch.Tensor, ...]:
-    """In the order of `DecoderLayer`'s fields."""
-    own, cross = layer.self_attn, layer.encoder_attn
-    return (
-        *(layer.self_attn_layer_norm.weight, layer.self_attn_layer_norm.bias),
-        *(own.q_proj.weight, own.k_proj.weight, own.v_proj.weight, own.out_proj.weight),
-        *(layer.encoder_attn_layer_norm.weight, layer.encoder_attn_layer_norm.bias),
-        *(cross.q_proj.weight, cross.out_proj.weight),
-        *(layer.final_layer_norm.weight, layer.final_layer_norm.bias, layer.fc1.weight, layer.fc2.weight),
-    )
-
-
-def can_step_natively(model: MusicgenForCausalLM, rows: int) -> bool:
-    """Whether `NativeStep` can do the steps of a model that `can_step`, and is the fastest to."""
-    config = model.config
-    head_width = config.hidden_size // config.num_attention_heads
-    parameters = [*model.model.parameters(), *model.lm_heads.parameters()]
-    return (
-        model.device.type == "cpu"
-        and model.dtype in TYPES
-        and rows <= _MOST_ROWS
-        and config.activation_function in _ACTIVATIONS
-        and all(size % _LANES == 0 for size in (config.hidden_size, head_width, config.ffn_dim))
-        and all(parameter.is_contiguous() for parameter in parameters)
-        and load_library(_SOURCE) is not None
-    )

@@ -1,19 +1,18 @@
-"""An LSTM in C, for float32 on a CPU and a few rows: a step then takes little longer than reading its weights once.
+"""An LSTM layer in C, for float32 and a few rows: a step then takes little longer than reading its weights once.
 
 torch's takes up to twice the time (`docs/benchmarks.md`). The C side is `lstm.c`.
 
-Axis letters: T steps, B batch, U units, which are as wide as the input.
+Axis letters: T steps, B batch, U units, which are as wide as the input, G the four gates side by side, 4 * U.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from musicgen_train.models.kernels.compiler import load_library
+from musicgen_train.models.kernels.door import choose
 from musicgen_train.models.kernels.structures import POINTER, LSTMLayer
 
 _SOURCE = "lstm.c"
@@ -23,53 +22,44 @@ _LANES = 8
 _MOST_ROWS = 4
 
 
-def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
-    """The output of `lstm` from zeros, `(T, B, U)`, the fastest way there is.
+def choose_lstm(input_TBU: torch.Tensor, parameters: Sequence[torch.Tensor]) -> ctypes.CDLL | None:
+    """The library for `lstm_layer` if it can run layers with these parameters over this input, and is faster."""
+    _, batch, units = input_TBU.shape
+    fits = batch <= _MOST_ROWS and units % _LANES == 0 and all(parameter.is_contiguous() for parameter in parameters)
+    return choose(_SOURCE, (input_TBU, *parameters), fits)
+
+
+def lstm_layer(
+    library: ctypes.CDLL,
+    input_TBU: torch.Tensor,
+    to_gates_GU: torch.Tensor,
+    recurrent_GU: torch.Tensor,
+    bias_G: torch.Tensor,
+) -> torch.Tensor:
+    """The output of one LSTM layer from zeros, `(T, B, U)` (Hochreiter & Schmidhuber 1997; gates in torch's order).
 
     Args:
-        lstm: one direction, without projections, any number of layers.
+        library: from `choose_lstm`.
         input_TBU: `(T, B, U)`.
+        to_gates_GU, recurrent_GU: weights of the input and of the output before.
+        bias_G: the sum of both biases.
     """
-    if not _can_run_natively(lstm, input_TBU):
-        return cast(torch.Tensor, lstm(input_TBU)[0])
-    library = load_library(_SOURCE)
-    assert library is not None
-    steps, batch, _ = input_TBU.shape
+    steps, batch, units = input_TBU.shape
     threads = torch.get_num_threads()
-    products = input_TBU.new_empty(threads, batch, 4 * lstm.hidden_size)
-    for layer in range(lstm.num_layers):
-        to_gates, recurrent, bias, second_bias = (
-            cast(torch.Tensor, getattr(lstm, f"{name}_l{layer}"))
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        # Not `linear`, which goes other ways, and rounds otherwise, for tensors made in inference mode.
-        gates = torch.addmm(bias + second_bias, input_TBU.flatten(0, 1), to_gates.T)
-        output = input_TBU.new_empty(steps, batch, lstm.hidden_size)
-        cells = input_TBU.new_zeros(batch, lstm.hidden_size)
-        arguments = LSTMLayer(
-            steps=steps,
-            batch=batch,
-            units=lstm.hidden_size,
-            threads=threads,
-            gates=gates.data_ptr(),
-            weights=recurrent.data_ptr(),
-            cells=cells.data_ptr(),
-            output=output.data_ptr(),
-        )
-        library.lstm_steps(ctypes.byref(arguments), POINTER(products.data_ptr()))
-        input_TBU = output
-    return input_TBU
-
-
-def _can_run_natively(lstm: nn.LSTM, input_TBU: torch.Tensor) -> bool:
-    parameters = list(lstm.parameters())
-    return (
-        type(input_TBU) is torch.Tensor
-        and all(value.device.type == "cpu" and value.dtype == torch.float32 for value in (input_TBU, *parameters))
-        and not (torch.is_grad_enabled() and any(value.requires_grad for value in (input_TBU, *parameters)))
-        and input_TBU.shape[1] <= _MOST_ROWS
-        and lstm.hidden_size % _LANES == 0
-        and all(parameter.is_contiguous() for parameter in parameters)
-        and not (lstm._forward_hooks or lstm._forward_pre_hooks)
-        and load_library(_SOURCE) is not None
+    products = input_TBU.new_empty(threads, batch, 4 * units)
+    # Not `linear`, which takes another way, and rounds differently, for tensors made in inference mode.
+    gates = torch.addmm(bias_G, input_TBU.flatten(0, 1), to_gates_GU.T)
+    output = input_TBU.new_empty(steps, batch, units)
+    cells = input_TBU.new_zeros(batch, units)
+    arguments = LSTMLayer(
+        steps=steps,
+        batch=batch,
+        units=units,
+        threads=threads,
+        gates=gates.data_ptr(),
+        weights=recurrent_GU.data_ptr(),
+        cells=cells.data_ptr(),
+        output=output.data_ptr(),
     )
+    library.lstm_steps(ctypes.byref(arguments), POINTER(products.data_ptr()))
+    return output

@@ -1,7 +1,7 @@
-"""What Python hands to the C files: their structures, field by field as they are there.
+"""The structures that Python hands to the C files, field by field as they are there.
 
-Nothing tells C where a field of Python's lies, so `compiler.py` has the C compiler compare the two; a file whose
-structures differ is not compiled.
+`compiler.py` has the C compiler check that each field lies where Python puts it; a file whose structures differ is not
+compiled.
 """
 
 from __future__ import annotations
@@ -16,29 +16,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """`enum type` of `vectors.h`."""
 
 
-class States(ctypes.Structure):
-    """Of `attention.c`: where the numbers of one of its inputs or results are."""
-
-    _fields_ = [
-        ("numbers", POINTER),
-        *((name, ctypes.c_int64) for name in ("batch_step", "head_step", "step")),
-    ]
-
-
-class Attention(ctypes.Structure):
-    """Of `attention.c`."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "head_width", "causal", "threads")),
-        ("type", ctypes.c_int64),
-        *((name, States) for name in ("query", "key", "value", "output")),
-        *((name, POINTER) for name in ("seen", "sums")),
-        *((f"{name}_gradient", States) for name in ("output", "query", "key", "value")),
-    ]
-
-
 class Convolution(ctypes.Structure):
-    """Of `convolution.c`."""
+    """`Convolution` of `convolution.c`."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "steps", "runs", "inputs", "outputs", "threads")),
@@ -51,8 +30,8 @@ class Convolution(ctypes.Structure):
     ]
 
 
-class DecoderLayer(ctypes.Structure):
-    """Of `decode_step.c`: the weights of a layer, and its keys and values."""
+class StepLayer(ctypes.Structure):
+    """`Layer` of `decode_step.c`: the weights of a layer, and its keys and values."""
 
     _fields_ = [
         (name, POINTER)
@@ -60,14 +39,14 @@ class DecoderLayer(ctypes.Structure):
             *("self_norm_weight", "self_norm_bias", "query", "key", "value", "self_out"),
             *("cross_norm_weight", "cross_norm_bias", "cross_query", "cross_out"),
             *("final_norm_weight", "final_norm_bias", "fc1", "fc2"),
-            # The last two stay empty where there is no text.
+            # The last two are null where there is no text.
             *("keys", "values", "text_keys", "text_values"),
         )
     ]
 
 
-class Step(ctypes.Structure):
-    """Of `decode_step.c`: the whole decoder, at one of its steps."""
+class StepArguments(ctypes.Structure):
+    """`Step` of `decode_step.c`: the whole decoder, at one of its steps."""
 
     _fields_ = [
         *(
@@ -89,7 +68,7 @@ class Step(ctypes.Structure):
 
 
 class LSTMLayer(ctypes.Structure):
-    """Of `lstm.c`."""
+    """`Layer` of `lstm.c`."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "batch", "units", "threads")),
@@ -98,9 +77,8 @@ class LSTMLayer(ctypes.Structure):
 
 
 STRUCTURES: dict[str, dict[str, type[ctypes.Structure]]] = {
-    "attention.c": {"States": States, "Attention": Attention},
     "convolution.c": {"Convolution": Convolution},
-    "decode_step.c": {"Layer": DecoderLayer, "Step": Step},
+    "decode_step.c": {"Layer": StepLayer, "Step": StepArguments},
     "lstm.c": {"Layer": LSTMLayer},
 }
 """By C file, and by the name that a structure has there."""

@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from musicgen_train.models.decoder import MusicgenForCausalLM, shift_labels
+from musicgen_train.models.causal_lm import MusicgenForCausalLM, shift_labels
 from musicgen_train.models.loss import mean_over_codebooks, score_heads
 
 

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from musicgen_train.models.decoder import MusicgenDecoderLayer, MusicgenForCausalLM
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
+from musicgen_train.models.decoder import MusicgenDecoderLayer
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from musicgen_train.models.decoder import MusicgenForCausalLM
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration
 from musicgen_train.training.module import MusicgenTraining
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.manifest import Manifest
+from musicgen_train.models.causal_lm import MusicgenForCausalLM
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import AutoConfig, MusicgenConfig, MusicgenDecoderConfig
-from musicgen_train.models.decoder import MusicgenForCausalLM
 from musicgen_train.models.fingerprint import fingerprint
 from musicgen_train.models.generation_config import GenerationConfig
 from musicgen_train.models.musicgen import MusicgenForConditionalGeneration

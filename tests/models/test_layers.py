@@ -1,4 +1,4 @@
-"""The layer norm, for weights of another type than the states."""
+"""The parts of a decoder layer: the layer norm, for weights of another dtype than the states."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from musicgen_train.models.norms import LayerNorm
+from musicgen_train.models.layers import LayerNorm
 
 
 def norm_of(dtype: torch.dtype) -> LayerNorm:

@@ -1,4 +1,4 @@
-"""Multi-head attention over keys and values that the caller has at hand, fused or with its weights returned.
+"""The parts of a decoder layer: attention and its masks, layer norm, position embeddings, activation functions.
 
 Axes: B batch, N heads, S query steps, L key positions, H head width, D = N * H.
 """
@@ -6,7 +6,9 @@ Axes: B batch, N heads, S query steps, L key positions, H head width, D = N * H.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,24 +16,39 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from musicgen_train.models.autocast import without_autocast
-from musicgen_train.models.kernels.attention import attend_natively, can_attend_natively
 from musicgen_train.models.kv_cache import KeysValues
-from musicgen_train.models.products import Linear, computed_in
+from musicgen_train.models.products import Linear, computed_in, without_autocast
+
+_tanh_gelu = functools.partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+"""The activation functions that a config may name."""
 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys a query may see: all, those up to its own position, or those where `allowed` is True."""
+    """Which keys a query may see: all, those up to its own position, or those that `allowed` marks."""
 
     causal: bool = False
     """Only where queries and keys are the same steps; with past keys use `allowed`."""
     allowed: torch.Tensor | None = None
-    """Bool, broadcasting to `(batch, heads, queries, keys)`; every query has at least one True."""
+    """Broadcasts to `(batch, heads, queries, keys)`: bool, True for keys that are seen, at least one per query; or a
+    bias in the dtype of the queries, 0 for keys that are seen and -inf for the others."""
 
 
 class MusicgenAttention(nn.Module):
     """Attention without biases; one class for self- and cross-attention, which differ in whose states give the keys.
+
+    Its four projections are called by the decoder layer, which may do several of them in one product; a call mixes the
+    values.
 
     Args:
         width: of the input and output states, D.
@@ -48,22 +65,30 @@ class MusicgenAttention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
+    def queries(self, states_BSD: torch.Tensor) -> torch.Tensor:
+        """The queries of some states, `(batch, heads, steps, head_width)`."""
+        return self.split_heads(self.q_proj(states_BSD))
+
     def keys_values(self, states_BLD: torch.Tensor) -> KeysValues:
-        """Keys and values of some states, each `(batch, heads, length, head_width)`."""
-        return self._split_heads(self.k_proj(states_BLD)), self._split_heads(self.v_proj(states_BLD))
+        """The keys and values of some states, each `(batch, heads, length, head_width)`."""
+        return self.split_heads(self.k_proj(states_BLD)), self.split_heads(self.v_proj(states_BLD))
+
+    def split_heads(self, states_BLD: torch.Tensor) -> torch.Tensor:
+        """`(batch, length, width)` as `(batch, heads, length, head_width)`, a view."""
+        return states_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(
         self,
-        hidden_BSD: torch.Tensor,
+        queries_BNSH: torch.Tensor,
         keys_values: KeysValues,
         mask: AttentionMask,
         head_mask_N: torch.Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend from `hidden_BSD` to the given keys.
+        """Mix the values by attention; `out_proj` of the result is the attention's output.
 
         Args:
-            hidden_BSD: states that ask.
+            queries_BNSH: from `queries`.
             keys_values: from `keys_values`, or from a cache.
             mask: which keys each query may see.
             head_mask_N: a factor for each head's output; 0 switches a head off.
@@ -72,7 +97,6 @@ class MusicgenAttention(nn.Module):
         Returns:
             `(batch, queries, width)`, and the weights `(batch, heads, queries, keys)` or None.
         """
-        queries_BNSH = self._split_heads(self.q_proj(hidden_BSD))
         keys_BNLH, values_BNLH = keys_values
         dropout = self.dropout if self.training else 0.0
         weights_BNSL = None
@@ -87,11 +111,7 @@ class MusicgenAttention(nn.Module):
             if head_mask_N is not None:
                 # Scaling a head's weights scales its output.
                 mixed_BNSH = mixed_BNSH * head_mask_N[:, None, None]
-        mixed_BSD = mixed_BNSH.transpose(1, 2).flatten(2)
-        return self.out_proj(mixed_BSD), weights_BNSL
-
-    def _split_heads(self, states_BLD: torch.Tensor) -> torch.Tensor:
-        return states_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, L, H)
+        return mixed_BNSH.transpose(1, 2).flatten(2), weights_BNSL
 
 
 def attend(
@@ -99,9 +119,6 @@ def attend(
 ) -> torch.Tensor:
     """The values mixed by attention, fused: `(batch, heads, queries, head_width)`."""
     states = (queries_BNSH, keys_BNLH, values_BNLH)
-    if can_attend_natively(*states, mask.allowed, dropout):
-        allowed_BL = None if mask.allowed is None else mask.allowed[:, 0, 0]
-        return attend_natively(*states, allowed_BL, mask.causal)
     dtype = queries_BNSH.dtype
     if computed_in(dtype, queries_BNSH.device) == dtype:
         return _torchs_attention(*states, mask, dropout)
@@ -113,7 +130,7 @@ def attend(
 
     if not any(each.requires_grad for each in states):
         return in_float32(*states)
-    # Done again in the backward pass, which then needs none of the float32 copies.
+    # Recomputed in the backward pass, so that none of the float32 copies is kept.
     mixed: torch.Tensor = checkpoint(in_float32, *states, use_reentrant=False)
     return mixed
 
@@ -139,7 +156,7 @@ def _torchs_attention(
 
 
 def attention_weights(queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(H)) under a mask (Vaswani et al. 2017), taken in float32, in the dtype of the queries."""
+    """softmax(Q K^T / sqrt(H)) under a bool mask (Vaswani et al. 2017), taken in float32, in the queries' dtype."""
     scores_BNSL = (queries_BNSH @ keys_BNLH.mT) * queries_BNSH.shape[-1] ** -0.5
     allowed = mask.allowed
     if mask.causal:
@@ -179,7 +196,7 @@ def self_attention_mask(
             f"{past} cached and {steps} new steps"
         )
     allowed_BSL = causal_SL & padding_mask_BL.bool()[:, None, :]
-    # A padded step with nothing to see would be a softmax over nothing; it sees itself, and nobody sees it.
+    # A padded step that sees nothing would be a softmax over nothing: it sees itself, and no other step sees it.
     itself_SL = torch.ones_like(causal_SL).tril(diagonal=past).triu(diagonal=past)
     allowed_BSL = allowed_BSL | (itself_SL & ~allowed_BSL.any(dim=-1, keepdim=True))
     return AttentionMask(allowed=allowed_BSL[:, None])
@@ -196,3 +213,32 @@ def cross_attention_mask(text_mask_BL: torch.Tensor | None) -> AttentionMask:
     seen_BL = text_mask_BL.bool()
     seen_BL = seen_BL | ~seen_BL.any(dim=-1, keepdim=True)
     return AttentionMask(allowed=seen_BL[:, None, None, :])
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's layer norm, which also takes float32 states with weights in half precision, as sharding hands them out.
+
+    A GPU converts the weights itself under autocast; a CPU's kernel refuses the mixture.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if states.dtype == torch.float32 and self.weight.dtype != torch.float32:
+            return F.layer_norm(states, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return super().forward(states)
+
+
+def sinusoidal_positions(first: int, steps: int, width: int, device: torch.device) -> torch.Tensor:
+    """Position embeddings as audiocraft and the hub have them: cosines, then sines (Vaswani et al. 2017, 3.5).
+
+    They are computed where they are used and never stored. Frequency i of `half = width // 2` is
+    `exp(-log(10000) * i / (half - 1))`. Always float32: in half precision the angles of late positions would be wrong
+    by up to 2.
+
+    Returns:
+        float32 `(steps, width)` for positions `first` to `first + steps - 1`.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000) / (half - 1)))
+    angles = torch.arange(first, first + steps, device=device).float()[:, None] * frequencies
+    table = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(table, (0, width % 2))

@@ -1,4 +1,4 @@
-"""A step as a graph: recorded and replayed here call by call, where each result has its own memory as on a GPU."""
+"""A step as a CUDA graph: captured and replayed here call by call, where each result has its own memory as on a GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from musicgen_train import GenerationConfig, MusicgenDecoderConfig, MusicgenForCausalLM
-from musicgen_train.models.generation import graphed_step
+from musicgen_train.models.generation import cuda_graph
 from musicgen_train.models.generation import loop as generation
-from musicgen_train.models.generation.decode_step import StepWeights
-from musicgen_train.models.generation.graphed_step import FixedStep, GraphedStep
-from musicgen_train.models.generation.sampling import draw, guide, pick
+from musicgen_train.models.generation.cuda_graph import FixedStep, GraphedStep, StepWeights
+from musicgen_train.models.generation.sampling import draw_codes, guide, pick
 from musicgen_train.models.kv_cache import KVCache
 
 COLUMNS, TEXT_LENGTH = 40, 5
@@ -47,7 +46,7 @@ class Recorder(TorchDispatchMode):
 
 
 def record_calls(function: Function, example: torch.Tensor) -> Function:
-    """`graphed_step.record` for a CPU: nothing of Python runs again but the operators, on the memory that they had."""
+    """`cuda_graph.capture_graph` for a CPU: a replay runs the operators again, on the memory that they had."""
     argument = example.clone()
     with Recorder() as recorder:
         result = function(argument)
@@ -82,8 +81,8 @@ def request(model: MusicgenForCausalLM) -> dict[str, torch.Tensor]:
 
 def generated(model: MusicgenForCausalLM, make: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> torch.Tensor:
     """Codes by a kind of step; None is the forward pass."""
-    kind = None if make is None else lambda *window: make(StepWeights(model, 4), *window)
-    monkeypatch.setattr(generation, "step_maker", lambda model, rows: kind)
+    kind = None if make is None else lambda *window: make(StepWeights(model.model.decoder, model.lm_heads), *window)
+    monkeypatch.setattr(generation, "step_maker", lambda decoder, heads, rows: kind)
     codes = model.generate(
         **request(model),
         **{"max_new_tokens": COLUMNS, "guidance_scale": 3.0, "do_sample": True, "top_k": 20, **settings},
@@ -102,7 +101,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Function]:
         made.append(record_calls(function, example))
         return made[-1]
 
-    monkeypatch.setattr(graphed_step, "record", record)
+    monkeypatch.setattr(cuda_graph, "capture_graph", record)
     return made
 
 
@@ -111,8 +110,8 @@ def test_generation_is_the_same_by_graphs(
     border: int, graphs: int, recorded: list[Function], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build()
-    monkeypatch.setattr(graphed_step, "_BORDER", border)
-    monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
+    monkeypatch.setattr(cuda_graph, "_BORDER", border)
+    monkeypatch.setattr(cuda_graph, "_STEPS_WORTH_A_GRAPH", 10)
     assert torch.equal(generated(model, graphed, monkeypatch), generated(model, None, monkeypatch))
     # Between the last border and the end of the window there are fewer steps than a graph is worth.
     assert len(recorded) == graphs
@@ -150,9 +149,9 @@ def test_without_a_graph_it_goes_on_and_says_so_once(
         result = function(example)
         return lambda given: result + 1
 
-    monkeypatch.setattr(graphed_step, "record", broken)
-    monkeypatch.setattr(graphed_step, "_BORDER", 16)
-    monkeypatch.setattr(graphed_step, "_STEPS_WORTH_A_GRAPH", 10)
+    monkeypatch.setattr(cuda_graph, "capture_graph", broken)
+    monkeypatch.setattr(cuda_graph, "_BORDER", 16)
+    monkeypatch.setattr(cuda_graph, "_STEPS_WORTH_A_GRAPH", 10)
     model = build()
     with caplog.at_level(logging.WARNING):
         codes = generated(model, graphed, monkeypatch)
@@ -163,7 +162,7 @@ def test_without_a_graph_it_goes_on_and_says_so_once(
 
 
 class FakeCuda:
-    """What `record` asks of `torch.cuda`, and in which order; nothing is run on a device.
+    """What `capture_graph` asks of `torch.cuda`, and in which order; nothing is run on a device.
 
     Args:
         fault: an error while recording, and the one that ending the recording then is.
@@ -223,15 +222,15 @@ class FakeCuda:
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> FakeCuda:
     cuda = FakeCuda(request.param)
-    monkeypatch.setattr(graphed_step, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(graphed_step, "_failed", [])
-    graphed_step._aside.cache_clear()
+    monkeypatch.setattr(cuda_graph, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(cuda_graph, "_failed", [])
+    cuda_graph._aside.cache_clear()
     return cuda
 
 
 @pytest.mark.parametrize("fake_cuda", [False], indirect=True)
 def test_recording_happens_on_a_stream_of_its_own(fake_cuda: FakeCuda) -> None:
-    replay = graphed_step.record(fake_cuda.computed, torch.zeros(2))
+    replay = cuda_graph.capture_graph(fake_cuda.computed, torch.zeros(2))
     assert fake_cuda.log == [
         "aside waits for caller",
         "computed on aside",
@@ -245,8 +244,8 @@ def test_recording_happens_on_a_stream_of_its_own(fake_cuda: FakeCuda) -> None:
     replay(torch.ones(2))
     assert fake_cuda.log[-1] == "replay"
     # One stream for all: torch keeps memory for each that ever had a matrix product.
-    assert graphed_step._aside(torch.device("cuda:0")) is graphed_step._aside(torch.device("cuda:0"))
-    assert not graphed_step._failed
+    assert cuda_graph._aside(torch.device("cuda:0")) is cuda_graph._aside(torch.device("cuda:0"))
+    assert not cuda_graph._failed
 
 
 @pytest.mark.parametrize("fake_cuda", [True], indirect=True)
@@ -270,7 +269,7 @@ def test_a_recording_that_fails_leaves_the_device_as_it_was(
     assert "not permitted when stream is capturing" in caplog.text
     assert "previous error" not in caplog.text
     # None is begun again: the allocator of a torch before 2.12 may be confused for good.
-    assert len(graphed_step._failed) == 1
+    assert len(cuda_graph._failed) == 1
     assert not GraphedStep(Step())._can_graph  # type: ignore[arg-type]
 
 
@@ -285,7 +284,7 @@ def test_a_step_on_a_gpu_waits_for_nothing() -> None:
         cache = KVCache(model.config.num_hidden_layers, capacity=16)
         decoder = model.model.decoder
         decoder(decoder.embed(ids.repeat(2, 1, 1)), text_states=torch.cat([text, 0 * text]), cache=cache)
-        step = FixedStep(StepWeights(model, 4), cache, 16, None, True)
+        step = FixedStep(StepWeights(decoder, model.lm_heads), cache, 16, None, True)
         newest = ids[..., 0]
         for _ in range(4):
             newest = pick(guide(step(newest), 3.0), settings, None)
@@ -302,9 +301,9 @@ def assert_draws_of_multinomial(device: str) -> None:
 
     for seed in range(20):
         expected = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator(seed))
-        assert torch.equal(draw(probabilities, generator(seed)), expected.view(16, 4))
+        assert torch.equal(draw_codes(probabilities, generator(seed)), expected.view(16, 4))
         by_row = [torch.multinomial(row, 1, generator=generator(seed + n))[:, 0] for n, row in enumerate(probabilities)]
-        found = draw(probabilities, [generator(seed + number) for number in range(16)])
+        found = draw_codes(probabilities, [generator(seed + number) for number in range(16)])
         assert torch.equal(found, torch.stack(by_row))
 
 
@@ -327,8 +326,8 @@ def test_generation_on_a_gpu_is_the_same_by_graphs(
     model = build().cuda()
     text = {name: value.cuda() for name, value in request(model).items()}
     made: list[Function] = []
-    record = graphed_step.record
-    monkeypatch.setattr(graphed_step, "record", lambda *given: made.append(record(*given)) or made[-1])
+    record = cuda_graph.capture_graph
+    monkeypatch.setattr(cuda_graph, "capture_graph", lambda *given: made.append(record(*given)) or made[-1])
 
     def generate() -> torch.Tensor:
         codes = model.generate(**text, max_new_tokens=90, guidance_scale=guidance_scale, do_sample=False)
@@ -340,5 +339,5 @@ def test_generation_on_a_gpu_is_the_same_by_graphs(
     assert "without a CUDA graph" not in caplog.text
     assert made
     assert torch.cuda.current_stream() == stream
-    monkeypatch.setattr(generation, "step_maker", lambda model, rows: None)
+    monkeypatch.setattr(generation, "step_maker", lambda decoder, heads, rows: None)
     assert torch.equal(by_graphs, generate())

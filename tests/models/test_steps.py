@@ -1,4 +1,4 @@
-"""The steps of generation (torch's, one that a graph can be made of, and that in C) against the decoder's forward pass,
+"""The steps of generation (one that a CUDA graph can be made of, and that in C) against the decoder's forward pass,
 which is itself held against transformers'."""
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import torch
 from torch.testing import assert_close
 
 from musicgen_train import MusicgenDecoderConfig, MusicgenForCausalLM
+from musicgen_train.models import products
 from musicgen_train.models.generation import loop as generation
-from musicgen_train.models.generation.decode_step import DecodeStep, StepWeights, can_pack, can_step
-from musicgen_train.models.generation.graphed_step import FixedStep
-from musicgen_train.models.generation.step_maker import MakeStep, step_maker
+from musicgen_train.models.generation.cuda_graph import FixedStep, StepWeights
+from musicgen_train.models.generation.steps import MakeStep, is_plain, step_maker
 from musicgen_train.models.kernels.compiler import reason_without
-from musicgen_train.models.kernels.decode_step import NativeStep, can_step_natively
 from musicgen_train.models.kv_cache import KVCache
 
 ROWS, STEPS, TEXT_LENGTH = 3, 9, 5
-# Wide enough for oneDNN's product in all matrices of a layer but those of the attention.
 WIDE = {"hidden_size": 192, "ffn_dim": 768, "num_attention_heads": 3}
 # The C code wants sizes that are multiples of eight; heads of 24 numbers, here.
 EIGHTS = {"hidden_size": 48, "num_attention_heads": 2}
@@ -33,20 +31,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "relu": {**WIDE, "activation_function": "relu"},
 }
 
-WAYS = ("torch", "fixed", "native")
+WAYS = ("fixed", "native")
 CASES = [(kind, way) for way in WAYS for kind in KINDS if (kind, way) != ("heads of 12", "native")]
 
 
+@torch.no_grad()
 def step_of(way: str, model: MusicgenForCausalLM, rows: int) -> MakeStep:
     """The maker of either kind of step."""
-    if way == "torch":
-        return functools.partial(DecodeStep, StepWeights(model, rows))
+    decoder, heads = model.model.decoder, model.lm_heads
     if way == "fixed":
-        return functools.partial(FixedStep, StepWeights(model, rows))
+        return functools.partial(FixedStep, StepWeights(decoder, heads))
     if (reason := reason_without("decode_step.c")) is not None:
         pytest.skip(reason)
-    assert can_step_natively(model, rows)
-    return functools.partial(NativeStep, model)
+    make = step_maker(decoder, heads, rows)
+    assert make is not None
+    return make
 
 
 def build(**overrides: Any) -> MusicgenForCausalLM:
@@ -82,7 +81,7 @@ def stepped(
     ids_BKS: torch.Tensor,
     text: dict[str, torch.Tensor],
     guided: bool,
-    way: str = "torch",
+    way: str = "fixed",
     make: MakeStep | None = None,
 ) -> Any:
     """Logits after each column but the first two, which fill the cache: `(steps, rows, codebooks, codes)`."""
@@ -168,8 +167,9 @@ def test_native_steps_in_bfloat16_round_weights_and_at_most_what_they_multiply(
         assert min(error_of_floats, error_of_pairs) < 1e-6
 
 
-@pytest.mark.parametrize("way", ["torch", "native"])
-def test_half_precision_follows_its_forward_pass(way: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_half_precision_follows_its_forward_pass(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_CPU_MULTIPLIES_BFLOAT16", True)  # as a GPU does
     model = build(**EIGHTS).to(torch.bfloat16)
     text = {
         name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in request(model).items()
@@ -178,14 +178,6 @@ def test_half_precision_follows_its_forward_pass(way: str) -> None:
     expected = forward(model, ids, text).float()
     error = (stepped(model, ids, text, guided=False, way=way) - expected).norm() / expected.norm()
     assert error < 0.02
-
-
-def test_packed_weights_are_used_where_they_pay_and_torch_has_them() -> None:
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("torch without oneDNN")
-    assert can_pack(torch.zeros(768, 192))
-    assert not can_pack(torch.zeros(192, 192))
-    assert not can_pack(torch.zeros(768, 192, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -203,9 +195,11 @@ def test_generation_is_the_same_step_by_step_and_by_the_forward_pass(
 
     calls = 0
 
-    def counting(model: MusicgenForCausalLM, rows: int) -> MakeStep:
+    def counting(decoder: object, heads: object, rows: int) -> MakeStep:
+        made = step_of(way, model, rows)
+
         def make(*window: Any) -> Any:
-            step = step_of(way, model, rows)(*window)
+            step = made(*window)
 
             def call(ids_BK: torch.Tensor) -> torch.Tensor:
                 nonlocal calls
@@ -219,7 +213,7 @@ def test_generation_is_the_same_step_by_step_and_by_the_forward_pass(
     monkeypatch.setattr(generation, "step_maker", counting)
     by_steps = generate()
     assert calls == 30 - 1
-    monkeypatch.setattr(generation, "step_maker", lambda model, rows: None)
+    monkeypatch.setattr(generation, "step_maker", lambda decoder, heads, rows: None)
     assert torch.equal(by_steps, generate())
     assert calls == 30 - 1
 
@@ -272,26 +266,32 @@ def test_a_native_step_takes_the_cache_of_its_window_as_it_is() -> None:
     assert [cache.buffers(layer)[0].data_ptr() for layer in range(len(cache))] == before
 
 
+@torch.no_grad()
 def test_what_the_c_code_does_not_know_is_left_to_torch() -> None:
-    assert not can_step_natively(build(**EIGHTS, activation_function="silu"), 2)
-    assert not can_step_natively(build(), 2)  # heads of 12 numbers
-    assert not can_step_natively(build(**EIGHTS).to(torch.float16), 2)
-    assert not can_step_natively(build(**EIGHTS), 65)  # a matrix product like any other
-    assert step_maker(build(**EIGHTS, activation_function="silu"), 2) is not None
+    def made(model: MusicgenForCausalLM, rows: int = 2) -> MakeStep | None:
+        return step_maker(model.model.decoder, model.lm_heads, rows)
+
+    if (reason := reason_without("decode_step.c")) is not None:
+        pytest.skip(reason)
+    assert made(build(**EIGHTS)) is not None
+    assert made(build(**EIGHTS, activation_function="silu")) is None
+    assert made(build()) is None  # heads of 12 numbers
+    assert made(build(**EIGHTS).to(torch.float16)) is None
+    assert made(build(**EIGHTS), rows=65) is None  # a matrix product like any other
 
 
 def test_a_decoder_that_is_hooked_or_wrapped_goes_its_own_way() -> None:
     model = build()
-    assert can_step(model)
+    assert is_plain(model.model.decoder, model.lm_heads)
     seen: list[torch.Size] = []
     hook = model.model.decoder.layers[1].fc1.register_forward_hook(lambda *call: seen.append(call[2].shape))
-    assert not can_step(model)
+    assert not is_plain(model.model.decoder, model.lm_heads)
     model.generate(**request(model), max_new_tokens=12)
     assert len(seen) == 12
     hook.remove()
-    assert can_step(model)
+    assert is_plain(model.model.decoder, model.lm_heads)
     model.model.decoder.layers[0].fc2 = torch.nn.Sequential(model.model.decoder.layers[0].fc2)
-    assert not can_step(model)
+    assert not is_plain(model.model.decoder, model.lm_heads)
 
 
 def test_weights_that_change_between_requests_count() -> None:

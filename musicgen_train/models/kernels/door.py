@@ -1,0 +1,53 @@
+"""The one place that decides whether something is computed in C or by torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import nn
+
+from musicgen_train.models.kernels.compiler import is_switched_off, load_library, reason_without_any
+
+
+def choose(
+    source: str,
+    tensors: Iterable[torch.Tensor],
+    fits: bool = True,
+    dtypes: Collection[torch.dtype] = (torch.float32,),
+) -> ctypes.CDLL | None:
+    """The compiled C file if it can compute with some tensors; None if torch has to.
+
+    Where only the compiler is missing, one warning says what that costs, for the whole process.
+
+    Args:
+        source: name of the C file.
+        tensors: all that the computation reads. They must be plain tensors on the CPU, and need no gradient.
+        fits: whether shapes and settings are those that the C code is for.
+        dtypes: of the tensors, which must all have the same one.
+    """
+    tensors = list(tensors)
+    if not fits or not all(_is_plain(tensor) and tensor.dtype == tensors[0].dtype for tensor in tensors):
+        return None
+    if tensors[0].dtype not in dtypes or (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
+        return None
+    library = load_library(source)
+    if library is None and not is_switched_off():
+        _warn_once()
+    return library
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu"
+
+
+@functools.cache
+def _warn_once() -> None:
+    logging.getLogger("musicgen_train").warning(
+        "no C code (%s): generation and the codec take 2 to 4 times as long on this CPU (docs/benchmarks.md); install "
+        "gcc or clang, or name a C compiler in $CC",
+        reason_without_any(),
+    )
