@@ -64,7 +64,7 @@ class Progress:
 
     @property
     def done(self) -> float:
-        """How much is done, in the unit, what was skipped included."""
+        """The amount done so far, in the unit, with what was skipped."""
         return self._bar.n
 
     @property

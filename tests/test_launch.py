@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from musicgen_train.hub.weights import CheckpointError
@@ -193,7 +194,11 @@ def test_a_users_file_begins_with_ours(name: str, own_configs: Path, monkeypatch
     ]
     got: list[DictConfig] = []
     monkeypatch.setattr(sys, "argv", ["musicgen-train", name, *given])
-    run_stage(got.append, name, sys.argv[:2], [*given, "output=b"])
+    try:
+        run_stage(got.append, name, sys.argv[:2], [*given, "output=b"])
+    finally:
+        # A command's process ends here; in this one, Hydra would take it for the schema of files of that name.
+        ConfigStore.instance().repo.pop(f"{name}.yaml")
     assert got[0].keys() == ours.keys()
     assert (got[0].device, got[0].output) == ("cpu", "b")
 

@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ LAYERS = {
     "provenance": {"devices", "files", "provenance"},
     "preprocess": {
         *("audio", "hub", "latents", "models", "preprocess", "processing", "provenance"),
-        *("devices", "files", "garbage_collection", "typed_settings"),
+        *("devices", "files", "garbage_collection", "progress", "typed_settings"),
     },
     "data": {"data", "latents", "models"},
     "training": {
@@ -56,6 +57,8 @@ ALLOWED_FOREIGN = {
     "evaluation": {"omegaconf"},
     "doctor": {"omegaconf"},
 }
+# In one folder of the package.
+MOST_FILES = 15
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
@@ -148,6 +151,30 @@ def test_no_module_is_a_drawer() -> None:
     names = {path.stem for path in ROOT.rglob("*.py")} | {path.name for path in ROOT.rglob("*") if path.is_dir()}
     assert not names & DRAWERS
     assert not [name for name in names if name.endswith(("_utils", "_helpers", "_common"))]
+
+
+# The same in every stage: its entry, its settings, its main line, its command.
+SAME_IN_EVERY_STAGE = {"__init__.py", "__main__.py", "run.py", "settings.py", "main", "run"}
+
+
+def test_no_name_means_two_things() -> None:
+    files = [path.name for path in ROOT.rglob("*.py")]
+    names: list[str] = []
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+            names += [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
+    public = [name for name in names if not name.startswith("_")]
+    for found in (files, public):
+        twice = {name for name, count in Counter(found).items() if count > 1}
+        assert not twice - SAME_IN_EVERY_STAGE
+
+
+def test_no_room_is_crowded() -> None:
+    rooms = [ROOT, *(path for path in ROOT.rglob("*") if path.is_dir() and path.name != "__pycache__")]
+    files = {room: [path for path in room.iterdir() if path.is_file()] for room in rooms}
+    assert not [str(room) for room, there in files.items() if len(there) > MOST_FILES]
 
 
 def test_importing_the_package_stays_cheap() -> None:

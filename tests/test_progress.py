@@ -1,4 +1,4 @@
-"""What a long step says of itself on a terminal and in a log, with a clock of our own."""
+"""The progress of a long step on a terminal and in a log, with a clock that the tests set."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _everything(arguments: Sequence[str]) -> int:
-    from musicgen_train.demo.pipeline import DEMO_FOLDER, run_pipeline
+    from musicgen_train.demo.walkthrough import DEMO_FOLDER, run_walkthrough
 
-    return run_pipeline(Path(arguments[-1].removeprefix("output=")) if arguments else DEMO_FOLDER)
+    return run_walkthrough(Path(arguments[-1].removeprefix("output=")) if arguments else DEMO_FOLDER)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from musicgen_train.doctor.compute import look_at_compute, look_at_torch
 from musicgen_train.doctor.disks import look_at_disks
-from musicgen_train.doctor.findings import Finding, as_text, guarded, is_fine, to_json
+from musicgen_train.doctor.findings import Finding, as_text, findings_json, guarded, is_fine
 from musicgen_train.doctor.media import look_at_audio, look_at_tokenizer
 from musicgen_train.doctor.packages import look_at_packages
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with _findings_alone():
         findings = list(examine(given.output, latents=given.latents, run=given.run, model=given.model))
-    print(to_json(findings) if given.json else as_text(findings))
+    print(findings_json(findings) if given.json else as_text(findings))
     return 0 if is_fine(findings) else 1
 
 

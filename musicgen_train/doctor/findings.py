@@ -65,7 +65,7 @@ def as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def to_json(findings: Sequence[Finding]) -> str:
+def findings_json(findings: Sequence[Finding]) -> str:
     """Return `{"ok": BOOL, "findings": [{"status", "topic", "what", "remedy"}, ...]}`."""
     content = {"ok": is_fine(findings), "findings": [dataclasses.asdict(finding) for finding in findings]}
     return json.dumps(content, indent=2, ensure_ascii=False)

@@ -21,7 +21,7 @@ from musicgen_train.models.outputs import GenerateOutput
 
 @dataclass(kw_only=True)
 class SamplingSettings:
-    """How to generate."""
+    """Settings for generating samples."""
 
     max_new_tokens: int
     guidance_scales: list[float]

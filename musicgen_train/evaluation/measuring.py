@@ -1,4 +1,4 @@
-"""What is measured of a model and its samples; each function gives a table, see `tables.py`."""
+"""Measures a model and its samples. The tables that come of it are laid out in `tables.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure_all(
     files: SampleFiles,
     settings: MetricsSettings,
 ) -> list[MetricTable]:
-    """All tables that the settings and what is there allow."""
+    """Compute every table that the settings ask for and the inputs allow."""
     tables: list[MetricTable | None] = []
     if inputs.control is not None:
         generated = [set_name(scale) for scale in inputs.control.sampling.guidance_scales]

@@ -63,7 +63,7 @@ def report_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         elif staging.exists():
             staging.rmdir()
         raise
-    # What was there goes away when the new one is in its place.
+    # The earlier report is removed once the new one is in its place.
     shutil.rmtree(earlier, ignore_errors=True)
 
 

@@ -53,7 +53,7 @@ class MetricRow:
     values: dict[str, float | None]
     """By column."""
     meaning: str = ""
-    """What the row says, in plain words."""
+    """Explains the row to the reader, in plain words."""
     unit: Unit | None = None
     """Its unit where that differs from the columns'."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -77,11 +77,11 @@ class MetricTable:
     """Its name in `results.json`; changes with the method, so that unlike numbers are not compared."""
     title: str
     explanation: str
-    """What is measured, in plain words."""
+    """Says what is measured, in plain words."""
     columns: list[Column]
     rows: list[MetricRow]
     findings: list[str] = field(default_factory=list)
-    """What the numbers say in this case, in plain words."""
+    """Conclusions from the numbers, in plain words."""
     bars: bool = False
     """Show percentages as bars, too."""
 
@@ -98,14 +98,14 @@ class MetricTable:
         }
 
 
-def to_json(value: Any) -> Any:
-    """A value as `json.dumps` takes it: dataclasses become objects, NaN and infinity null."""
+def json_value(value: Any) -> Any:
+    """Convert to what JSON knows: dataclasses become objects, NaN and infinity null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: json_value(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""What is to be generated: from prompts, clips of a dataset, no text at all, or as a continuation of audio.
+"""Requests for samples: from prompts, clips of a dataset, no text at all, or as a continuation of audio.
 
 Axes: K codebooks, T frames, P prompt frames, L text length, D text width, C channels, S samples.
 """

@@ -16,7 +16,7 @@ from musicgen_train.evaluation.measuring import measure_all
 from musicgen_train.evaluation.output import REPORT_NAME, RESULTS_NAME, report_folder
 from musicgen_train.evaluation.report.curves import charts_of_run, read_metrics
 from musicgen_train.evaluation.report.page import Report, write_report
-from musicgen_train.evaluation.results import Sampled, results_of
+from musicgen_train.evaluation.results_file import Sampled, results_of
 from musicgen_train.evaluation.sample_files import SampleFiles
 from musicgen_train.evaluation.settings import EvaluationSettings
 from musicgen_train.files import write_json

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: the typed form of `configs/evaluate.yaml`."""
+"""The settings of an evaluation: the typed form of `configs/evaluate.yaml`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ContinuationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsSettings:
-    """What is measured, and on how much."""
+    """Which metrics are computed, and on how many clips."""
 
     cross_entropy: bool
     max_clips: int | None

@@ -53,7 +53,7 @@ class SignalStatistics:
     loop_seconds: float | None
     """The shortest time after which the codes repeat throughout; None where they do not."""
     finite: bool
-    """Whether all samples are numbers."""
+    """True if no sample is NaN or infinite."""
 
 
 def measure_signal(

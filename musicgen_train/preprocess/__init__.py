@@ -1,1 +1,1 @@
-"""Captioned audio to a latent dataset; `start.run` is the entry, `docs/preprocessing.md` the manual."""
+"""Turns captioned audio into a latent dataset. `entry.run` starts the stage; `docs/preprocessing.md` is the manual."""

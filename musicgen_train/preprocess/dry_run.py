@@ -1,28 +1,27 @@
-"""What a run would make, found out from headers, captions and a small sample that is really encoded."""
+"""Estimates what a run would make, from headers, captions and a small sample that is really encoded."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+from tqdm import tqdm
 
 from musicgen_train.audio.io import AudioError, read_audio, read_header
-from musicgen_train.preprocess.encoding.clips import ClipCutter
-from musicgen_train.preprocess.encoding.encode import cutter_for
-from musicgen_train.preprocess.encoding.encoders import Encoders
-from musicgen_train.preprocess.progress import as_time
-from musicgen_train.preprocess.settings import PreprocessSettings
+from musicgen_train.latents.format import STATES_DTYPES
+from musicgen_train.preprocess.encoding.shard_builder import ShardRecipe
 from musicgen_train.preprocess.sources.captions import caption_variants
 from musicgen_train.preprocess.sources.tracks import Track
 
 _TIMED_SECONDS = 60.0
 _TIMED_TRACKS = 4
 _TIMED_CAPTIONS = 32
-# Captions whose tokens are counted; the rest are taken to be like them.
+# Tokens are counted in so many captions; the others are assumed to be like them.
 _COUNTED_CAPTIONS = 2000
 _REASONS_SHOWN = 5
 
@@ -32,28 +31,60 @@ class Estimate:
     """What a run would read and write."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """As the manifest's, as far as headers tell."""
+    """The manifest's counts, as far as headers tell them."""
     audio_seconds: float = 0.0
-    """Of all tracks."""
+    """Length of all tracks."""
     clip_seconds: list[float] = field(default_factory=list)
     """Length of each clip."""
     caption_tokens: list[int] = field(default_factory=list)
-    """Tokens of the distinct captions that were counted."""
+    """Tokens in each distinct caption that was counted."""
     captions: int = 0
-    """Distinct captions."""
+    """Number of distinct captions."""
     rejected: list[dict[str, str]] = field(default_factory=list)
+    """The lines of `rejected.jsonl`, as far as headers tell them."""
     bytes: int = 0
-    """What the dataset would take on disk."""
+    """Size of the dataset on disk."""
     run_seconds: float | None = None
-    """How long the run would take; None where nothing could be timed."""
-    real_time_factor: float | None = None
-    """Seconds of audio decoded and encoded per second."""
+    """Time that the run would take; None if nothing could be timed."""
+
+    def as_text(self, shortest: float) -> str:
+        """Return the estimate as lines to print.
+
+        Args:
+            shortest: the least length of a clip in seconds.
+        """
+        counts = self.counts
+        lines = [
+            f"{counts['files']} candidates: {counts['tracks']} usable by their headers, {counts['rejected']} rejected, "
+            f"{counts['too_short']} shorter than {shortest:g} s; {counts['missing_caption']} without caption",
+            f"{self.audio_seconds / 3600:.3f} hours of audio; {counts['clips']} clips with "
+            f"{sum(self.clip_seconds) / 3600:.3f} hours; {self.captions} distinct captions",
+        ]
+        lines += [f"  rejected: {line['file']}: {line['reason']}" for line in self.rejected[:_REASONS_SHOWN]]
+        if len(self.rejected) > _REASONS_SHOWN:
+            lines.append(f"  and {len(self.rejected) - _REASONS_SHOWN} more")
+        lines += ["clip length in seconds", *histogram(self.clip_seconds)]
+        lines += ["caption length in tokens", *histogram(self.caption_tokens)]
+        lines.append(f"estimated disk: {tqdm.format_sizeof(self.bytes, 'B')}")
+        if self.run_seconds is not None:
+            lines.append(
+                f"estimated time: {datetime.timedelta(seconds=round(self.run_seconds))} "
+                f"({self.audio_seconds / self.run_seconds:.1f} x real time on this machine)"
+            )
+        lines.append("dry run: nothing was written")
+        return "\n".join(lines)
 
 
-def estimate(tracks: Iterable[Track], settings: PreprocessSettings, encoders: Encoders, workers: int) -> Estimate:
-    """Look at every track, decode and encode a few."""
+def estimate(tracks: Iterable[Track], recipe: ShardRecipe, workers: int) -> Estimate:
+    """Look at every track's header and captions, and decode and encode a few tracks.
+
+    Args:
+        tracks: the tracks of a source.
+        recipe: how the run would make shards.
+        workers: how many processes would decode.
+    """
     found = Estimate()
-    cutter = cutter_for(settings, encoders.audio)
+    cutter, audio = recipe.cutter, recipe.encoders.audio
     captions: dict[str, None] = {}
     sample: list[Track] = []
     sampled_seconds = 0.0
@@ -73,85 +104,52 @@ def estimate(tracks: Iterable[Track], settings: PreprocessSettings, encoders: En
         if not spans:
             found.counts["too_short"] += 1
             continue
-        texts = caption_variants(track.description, track.id, settings.captions)
+        texts = caption_variants(track.description, track.id, recipe.captions)
         captions.update(dict.fromkeys(texts))
         found.counts["tracks"] += 1
         found.counts["missing_caption"] += not texts
         found.counts["clips"] += len(spans)
         found.clip_seconds += [(end - start) / cutter.sampling_rate for start, end in spans]
-        frames += sum(math.ceil((end - start) / encoders.audio.hop_length) for start, end in spans)
+        frames += sum(math.ceil((end - start) / audio.hop_length) for start, end in spans)
         if len(sample) < _TIMED_TRACKS and sampled_seconds < _TIMED_SECONDS:
             sample.append(track)
             sampled_seconds += seconds
     texts = list(captions)
     found.captions = len(texts)
-    found.caption_tokens = [len(encoders.text.token_ids(text)[0]) for text in texts[:_COUNTED_CAPTIONS]]
-    found.bytes = _size(found, frames, encoders, settings.states_dtype)
-    _time(found, sample, texts[:_TIMED_CAPTIONS], cutter, encoders, workers)
+    found.caption_tokens = [len(recipe.encoders.text.token_ids(text)[0]) for text in texts[:_COUNTED_CAPTIONS]]
+    found.bytes = _size(found, frames, recipe)
+    found.run_seconds = _time(found, sample, texts[:_TIMED_CAPTIONS], recipe, workers)
     return found
 
 
-def report(found: Estimate, settings: PreprocessSettings) -> str:
-    """The estimate as text."""
-    counts = found.counts
-    lines = [
-        f"{counts['files']} candidates: {counts['tracks']} usable by their headers, {counts['rejected']} rejected, "
-        f"{counts['too_short']} shorter than {settings.shortest:g} s; {counts['missing_caption']} without "
-        "caption",
-        f"{found.audio_seconds / 3600:.3f} hours of audio; {counts['clips']} clips with "
-        f"{sum(found.clip_seconds) / 3600:.3f} hours; {found.captions} distinct captions",
-    ]
-    lines += [f"  rejected: {line['file']}: {line['reason']}" for line in found.rejected[:_REASONS_SHOWN]]
-    if len(found.rejected) > _REASONS_SHOWN:
-        lines.append(f"  and {len(found.rejected) - _REASONS_SHOWN} more")
-    lines += ["clip length in seconds", *histogram(found.clip_seconds)]
-    lines += ["caption length in tokens", *histogram(found.caption_tokens)]
-    lines.append(f"estimated disk: {as_bytes(found.bytes)}")
-    if found.run_seconds is not None:
-        lines.append(
-            f"estimated time: {as_time(found.run_seconds)} ({found.real_time_factor:.1f} x real time on this machine)"
-        )
-    lines.append("dry run: nothing was written")
-    return "\n".join(lines)
-
-
 def histogram(values: Sequence[float], bars: int = 8, width: int = 40) -> list[str]:
-    """Lines with a range, a bar and a count each; ranges of equal width from the least value to the greatest."""
+    """Draw values as lines with a range, a bar and a count each. All ranges have the same width."""
     if not values:
         return ["  none"]
-    low, high = min(values), max(values)
-    if low == high:
-        return [f"  {low:8.2f}           {'#' * width} {len(values)}"]
-    step = (high - low) / bars
-    counts = Counter(min(int((value - low) / step), bars - 1) for value in values)
-    largest = max(counts.values())
+    if min(values) == max(values):
+        return [f"  {values[0]:8.2f}           {'#' * width} {len(values)}"]
+    counts, edges = np.histogram(values, bars)
     return [
-        f"  {low + bar * step:8.2f} -{low + (bar + 1) * step:8.2f} "
-        f"{'#' * math.ceil(width * counts[bar] / largest):<{width}} {counts[bar]}"
-        for bar in range(bars)
+        f"  {low:8.2f} -{high:8.2f} {'#' * math.ceil(width * count / counts.max()):<{width}} {count}"
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
 
 
-def as_bytes(size: float) -> str:
-    """A size in the unit that gives it 1 to 3 digits before the point."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _size(found: Estimate, frames: int, encoders: Encoders, states_dtype: str) -> int:
-    per_number = torch.finfo(getattr(torch, states_dtype)).bits // 8
+def _size(found: Estimate, frames: int, recipe: ShardRecipe) -> int:
+    """Estimate the bytes of the dataset."""
+    per_number = STATES_DTYPES[recipe.states_dtype].itemsize
     tokens = found.captions * sum(found.caption_tokens) / max(len(found.caption_tokens), 1)
     # Names, metadata and offsets of a row come to a few hundred bytes.
     rows = 300 * (found.counts["clips"] + found.captions)
+    encoders = recipe.encoders
     return round(2 * frames * encoders.audio.num_codebooks + tokens * encoders.text.width * per_number + rows)
 
 
 def _time(
-    found: Estimate, sample: Sequence[Track], texts: Sequence[str], cutter: ClipCutter, encoders: Encoders, workers: int
-) -> None:
+    found: Estimate, sample: Sequence[Track], texts: Sequence[str], recipe: ShardRecipe, workers: int
+) -> float | None:
+    """Estimate the seconds of the run by timing a sample of tracks and captions."""
+    cutter, encoders = recipe.cutter, recipe.encoders
     decoding = encoding = decoded = encoded = 0.0
     clips_each = max(1, round(_TIMED_SECONDS * cutter.sampling_rate / cutter.length))
     for track in sample:
@@ -165,18 +163,17 @@ def _time(
         for start, end in cutter.spans(audio_CS.shape[-1])[:clips_each]:
             clip_CS = audio_CS[:, start:end].numpy()
             if not encoded:
-                encoders.audio.encode([clip_CS], 1)  # the first call sets kernels up
+                encoders.audio.encode([clip_CS], 1)  # the first call is slow: it sets kernels up
             begin = time.perf_counter()
             encoders.audio.encode([clip_CS], 1)
             encoding += time.perf_counter() - begin
             encoded += (end - start) / cutter.sampling_rate
     if not encoded:
-        return
+        return None
     begin = time.perf_counter()
     encoders.text.encode(texts)
     per_caption = (time.perf_counter() - begin) / max(len(texts), 1)
     codec = encoding / encoded * sum(found.clip_seconds)
     decoder = decoding / decoded * found.audio_seconds / max(workers, 1)
-    # Decoding and captions hide behind the codec, or it behind them; in one process they come after each other.
-    found.run_seconds = (codec + decoder if workers == 0 else max(codec, decoder)) + per_caption * found.captions
-    found.real_time_factor = found.audio_seconds / found.run_seconds
+    # Worker processes decode while the codec encodes; without them one comes after the other.
+    return (codec + decoder if workers == 0 else max(codec, decoder)) + per_caption * found.captions

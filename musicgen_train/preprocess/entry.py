@@ -1,8 +1,8 @@
-"""The entry of `scripts/preprocess.py`."""
+"""The entry of `scripts/preprocess.py`: starts the processes that decode before the rest of the stage is imported."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,24 +11,24 @@ from musicgen_train.preprocess.encoding.processes import number_of_processes, pr
 from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.preprocess.work.ranks import find_rank
 
-if TYPE_CHECKING:
-    from musicgen_train.latents.manifest import Manifest
-    from musicgen_train.preprocess.dry_run import Estimate
 
+def run(config: DictConfig) -> object:
+    """Run the stage as `configs/preprocess.yaml` and the command line say; returns what `preprocess` or `dry_run` do.
 
-def run(config: DictConfig) -> Manifest | Estimate | None:
-    """Begin, and run the stage; returns what it returns."""
+    Raises:
+        ValueError: a setting is not allowed. For more see `preprocess`.
+    """
     settings = begin(config)
     with lasting_objects():
-        from musicgen_train.preprocess.run import look, preprocess
+        from musicgen_train.preprocess.run import dry_run, preprocess
 
-    return look(settings) if settings.dry_run else preprocess(settings)
+    return dry_run(settings) if settings.dry_run else preprocess(settings)
 
 
 def begin(config: DictConfig) -> PreprocessSettings:
-    """Read the settings and begin the processes that decode, which get ready while the stage is imported."""
+    """Read the settings, and start the processes that decode: they get ready while the stage is imported."""
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     settings = PreprocessSettings.from_dict(values)
-    if number_of_processes(settings, find_rank(settings.rank, settings.world_size)):
+    if number_of_processes(settings.workers, find_rank(settings.rank, settings.world_size)):
         prepare_processes()
     return settings

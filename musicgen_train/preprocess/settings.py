@@ -1,4 +1,8 @@
-"""The settings of a preprocessing run, as dataclasses; `configs/preprocess.yaml` has the same keys and says why."""
+"""The settings of a preprocessing run, as dataclasses.
+
+`configs/preprocess.yaml` has the same keys and explains them. Only `run.py` reads `PreprocessSettings`: everything
+below it is given the values it needs, or a section.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,11 @@ import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from musicgen_train.typed_settings import from_plain
 
-# Those of latents/format.py, which workers that decode audio should not have to import.
-STATES_DTYPES = ("float16", "bfloat16", "float32")
-INPUT_FORMATS = ("auto", "folder", "audiofolder", "audiocraft", "dataset", "hub")
+InputFormat = Literal["auto", "folder", "audiofolder", "audiocraft", "dataset", "hub"]
 SPLITS = ("train", "validation", "test")
 
 
@@ -40,7 +42,7 @@ class CaptionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """How tracks are divided; see `splits.assign_splits`."""
+    """How tracks are divided; see `splits.SplitRule`."""
 
     validation: float = 0.05
     test: float = 0.0
@@ -69,14 +71,14 @@ class HubSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
-    """All settings; lengths in seconds."""
+    """All settings. Lengths are in seconds."""
 
     input: str
     output: str
     encoders: str | None = None
     text_encoder: str | None = None
     audio_encoder: str | None = None
-    input_format: str = "auto"
+    input_format: InputFormat = "auto"
     hub: HubSettings = field(default_factory=HubSettings)
     limit: int | None = None
     clip_seconds: float = 30.0
@@ -85,7 +87,8 @@ class PreprocessSettings:
     audio_channels: int | None = None
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
-    states_dtype: str = "float16"
+    # The keys of `latents.format.STATES_DTYPES`, which takes seconds to import and is not needed to read settings.
+    states_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     device: str = "auto"
     batch_seconds: float = 240.0
     text_batch_tokens: int = 8192
@@ -100,9 +103,6 @@ class PreprocessSettings:
     keep_work: bool = True
 
     def __post_init__(self) -> None:
-        _require(
-            self.input_format in INPUT_FORMATS, "input_format", self.input_format, f"one of {', '.join(INPUT_FORMATS)}"
-        )
         _require(self.clip_seconds > 0, "clip_seconds", self.clip_seconds, "more than 0")
         _require(self.hop > 0, "hop_seconds", self.hop_seconds, "more than 0, or null for the length of a clip")
         _require(
@@ -116,9 +116,6 @@ class PreprocessSettings:
             "audio_channels",
             self.audio_channels,
             "1 (mono), 2 (stereo) or null for what the encoders' folder says",
-        )
-        _require(
-            self.states_dtype in STATES_DTYPES, "states_dtype", self.states_dtype, f"one of {', '.join(STATES_DTYPES)}"
         )
         _require(self.batch_seconds > 0, "batch_seconds", self.batch_seconds, "more than 0")
         _require(self.text_batch_tokens >= 1, "text_batch_tokens", self.text_batch_tokens, "at least 1")
@@ -136,31 +133,45 @@ class PreprocessSettings:
             )
 
     @property
+    def text_encoder_name(self) -> str:
+        """The folder or hub id that holds the text encoder."""
+        name = self.text_encoder or self.encoders
+        assert name is not None, "checked when the settings were made"
+        return name
+
+    @property
+    def audio_encoder_name(self) -> str:
+        """The folder or hub id that holds the codec."""
+        name = self.audio_encoder or self.encoders
+        assert name is not None, "checked when the settings were made"
+        return name
+
+    @property
     def hop(self) -> float:
-        """Seconds from the start of one clip to that of the next."""
+        """Seconds from the start of one clip to the start of the next."""
         return self.clip_seconds if self.hop_seconds is None else self.hop_seconds
 
     @property
     def shortest(self) -> float:
-        """Seconds that a clip has at least."""
+        """The least length of a clip in seconds."""
         return min(1.0, self.clip_seconds) if self.min_clip_seconds is None else self.min_clip_seconds
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PreprocessSettings:
-        """Settings from a resolved configuration; a single text is a list of one.
+        """Read settings from a resolved configuration. A single text is taken for a list of one.
 
         Raises:
-            ValueError: a key that does not exist, or a value that is not allowed.
+            ValueError: a key does not exist, or a value is not allowed.
         """
         return from_plain(cls, values, wrap_single=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dicts and lists."""
+        """Return the settings as nested dicts and lists that JSON can hold."""
         content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return content
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide the content of clips and captions, without how or where they are made."""
+        """Return the settings that decide the content of clips and captions, without how and where they are made."""
         left_out = {
             "input", "output", "encoders", "text_encoder", "audio_encoder", "device", "workers", "progress_seconds",
             "dry_run", "overwrite", "limit", "shard_tracks", "split", "input_format", "hub", "batch_seconds",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from torch import nn
 from musicgen_train.models.config import MusicgenDecoderConfig
 from musicgen_train.models.loss import rows_at_once
 from musicgen_train.models.products import computed_in
+from musicgen_train.training.step.optimizers import MakeOptimizer
 from musicgen_train.training.weights.adapters import AdapterRecord
 
 GIB = 2**30
 
-MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 # The matrix products of a layer, and which tensor each one takes: products of one tensor can share what is kept of it.
 _PRODUCTS = {

@@ -468,17 +468,16 @@ def time_preprocessing(settings: Mapping[str, Any], times: Path) -> dict[str, An
 def time_encoding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of the codec alone for the clips of a folder, in the batches that preprocessing makes."""
     from musicgen_train.preprocess.encoding.clips import TrackDecoder
-    from musicgen_train.preprocess.encoding.encode import cutter_for
-    from musicgen_train.preprocess.encoding.encoders import clip_rows, load_encoders
+    from musicgen_train.preprocess.encoding.encoders import clip_rows
+    from musicgen_train.preprocess.run import resolve
     from musicgen_train.preprocess.settings import PreprocessSettings
-    from musicgen_train.preprocess.sources.folders import open_source
+    from musicgen_train.preprocess.work.ranks import Rank
 
-    given = PreprocessSettings.from_dict(settings)
-    audio = load_encoders(given).audio
-    cutter = cutter_for(given, audio)
+    task = resolve(PreprocessSettings.from_dict(settings), Rank())
+    audio, cutter = task.recipe.encoders.audio, task.recipe.cutter
     decoder = TrackDecoder(cutter)
-    clips = [clip_CS for candidate in open_source(given) for clip_CS in decoder[candidate.read()].clips]
-    rows = clip_rows(cutter.length, cutter.length, round(given.batch_seconds * cutter.sampling_rate))
+    clips = [clip_CS for candidate in task.source for clip_CS in decoder[candidate.read()].clips]
+    rows = clip_rows(cutter.length, cutter.length, task.recipe.batch_samples)
     full = [clip_CS for clip_CS in clips if clip_CS.shape[-1] == cutter.length]
     batches = [full[first : first + rows] for first in range(0, len(full), rows)]
     ends = [clip_CS for clip_CS in clips if clip_CS.shape[-1] != cutter.length]

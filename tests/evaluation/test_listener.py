@@ -15,8 +15,8 @@ from tiny_world import CAPTIONS, World, save_dataset
 
 from musicgen_train.audio.io import resample
 from musicgen_train.demo import make_track
+from musicgen_train.demo.demo_listener import DemoListener
 from musicgen_train.demo.hearing import JUDGED_BY_TIMBRE, Hearing
-from musicgen_train.demo.listener import DemoListener
 from musicgen_train.evaluation.control.listener import Criterion, PieceMaker, load_listener
 from musicgen_train.evaluation.run import run
 

@@ -33,7 +33,7 @@ PROMPTS = ["jazz guitar", "", '<script>alert("x")</script> & drums']
 
 @pytest.fixture(scope="module")
 def report(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a run with everything: prompts, rows, continuations, unconditional samples, two scales."""
+    """The report of an evaluation with everything: prompts, rows, continuations, unconditional samples, two scales."""
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     run_folder = folder / "run"

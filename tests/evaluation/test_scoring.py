@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from musicgen_train.demo.listener import DemoListener
+from musicgen_train.demo.demo_listener import DemoListener
 from musicgen_train.evaluation.control.scoring import (
     ALL,
     OTHER_CAPTIONS,

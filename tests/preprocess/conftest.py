@@ -1,4 +1,4 @@
-"""Encoders in a folder, the same in transformers, and settings, for the preprocessing tests."""
+"""Fixtures of the preprocessing tests: encoders in a folder, the same encoders in transformers, and settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoders_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(encoders_folder: Path) -> transformers.MusicgenForConditionalGeneration:
-    """The oracle: the same weights in transformers."""
+    """The reference: the same weights in transformers."""
     return transformers.MusicgenForConditionalGeneration.from_pretrained(encoders_folder).eval()
 
 
@@ -31,7 +31,7 @@ def tokenizer(encoders_folder: Path) -> Any:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, encoders_folder: Path) -> SettingsMaker:
-    """Settings for `tmp_path/input` to `tmp_path/output` in one process, with what a test gives in their place."""
+    """Make settings from `tmp_path/input` to `tmp_path/output` in one process; a test may give others instead."""
 
     def make(**given: Any) -> PreprocessSettings:
         values: dict[str, Any] = {
@@ -51,7 +51,7 @@ def make_settings(tmp_path: Path, encoders_folder: Path) -> SettingsMaker:
 
 @pytest.fixture
 def encoded_clips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many clips each call of the codec was given."""
+    """The number of clips in each call of the codec."""
     calls: list[int] = []
     encode = AudioCoder.encode
 

@@ -1,4 +1,4 @@
-"""Captions: what is read from a source's fields, and which texts come of it."""
+"""Captions: how a source's fields are read, and which texts are made of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from musicgen_train.preprocess.settings import CaptionSettings
 from musicgen_train.preprocess.sources.captions import (
     Description,
     caption_variants,
-    describe,
     drop_words,
     fill,
     metadata_json,
@@ -35,15 +34,15 @@ def test_fields_are_sorted_into_captions_tags_and_metadata() -> None:
         "key": None,
         "raw": b"\x00",
     }
-    found = describe(fields, CaptionSettings(), captions=["from the text file", " "])
+    found = Description.from_fields(fields, CaptionSettings(), captions=["from the text file", " "])
     assert found.captions == ["from the text file", "late night jazz", "a jazz trio", "slow piano"]
     assert found.tags == ["piano", "bass", "jazz"]
     assert found.metadata == {name: value for name, value in fields.items() if name != "raw"}
-    assert describe({"caption": None, "text": 7}, CaptionSettings()).captions == []
+    assert Description.from_fields({"caption": None, "text": 7}, CaptionSettings()).captions == []
 
 
 def test_metadata_is_always_json() -> None:
-    found = describe(
+    found = Description.from_fields(
         {"a": float("nan"), "b": {"c": (1, {2})}, "d": "x\ud800y\x00", 5: object}, CaptionSettings()
     ).metadata
     again = json.loads(metadata_json(found))
@@ -59,7 +58,7 @@ def test_own_captions_come_first_then_tags_then_templates() -> None:
     )
     templates = ("{genre} at {bpm} bpm", "in {key}", "by {artist}")
     assert variants(description, templates=templates) == ["one", "two", "pop", "rock, pop at 120 bpm"]
-    # Its own captions are never left out, made ones fill up.
+    # The source's own captions are never left out; made ones are added up to the number wanted.
     assert variants(description, templates=templates, variants=1) == ["one", "two"]
     assert variants(description, templates=templates, variants=3) == ["one", "two", "pop"]
     assert variants(description, templates=templates, tags=False) == ["one", "two", "rock, pop at 120 bpm"]
@@ -76,7 +75,7 @@ def test_random_texts_fill_up_to_the_count() -> None:
             assert caption == "a b c d e f"
             assert sorted(tags.split(", ")) == ["x", "y", "z"]
         else:
-            # Words left out, their order kept.
+            # Words are left out, and their order is kept.
             source = ["a", "b", "c", "d", "e", "f"] if text[0] in "abcdef" else ["x,", "y,", "z"]
             kept = iter(source)
             assert all(word in kept for word in text.split())
@@ -109,7 +108,7 @@ def test_words_are_dropped_with_their_probability() -> None:
 
 @given(st.lists(st.text(max_size=12), max_size=4), st.lists(st.text(max_size=6), max_size=4), st.integers(1, 6))
 def test_any_text_gives_distinct_storable_captions(captions: list[str], tags: list[str], count: int) -> None:
-    found = describe({"captions": captions, "tags": tags}, CaptionSettings())
+    found = Description.from_fields({"captions": captions, "tags": tags}, CaptionSettings())
     texts = variants(found, variants=count, word_dropout=0.4)
     assert len(texts) == len(set(texts)) <= max(count, len(found.captions))
     assert texts[: len(found.captions)] == found.captions

@@ -1,4 +1,4 @@
-"""Where clips begin and end, against a loop written the long way; decoding in workers keeps the order."""
+"""Where clips begin and end, by hand and by their properties; decoding in workers keeps the order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_spans_have_their_properties(length: int, hop: int, data: st.DataObject)
         assert start == number * hop
         assert shortest <= end - start <= length
         assert end == samples or end - start == length
-    # Nothing is covered twice over: only the last clip reaches the end.
+    # Only the last clip reaches the end.
     assert all(end < samples for _, end in spans[:-1])
     if hop <= length and samples >= length:
         covered = spans[-1][1]
@@ -70,7 +70,7 @@ def test_tracks_come_in_order_from_workers_lazily(tmp_path: Path) -> None:
 
 
 class Deadly:
-    """Ends the process that unpickles it, as the system does with one that takes too much memory."""
+    """Ends the process that unpickles it, as the system ends one that takes too much memory."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (9,)

@@ -1,4 +1,4 @@
-"""Runs that are killed, shared, repeated and grown: what comes out is what one run from start to end makes."""
+"""Runs that are killed, shared, repeated and grown make the same dataset as one run from start to end."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from musicgen_train.preprocess.sources.tracks import Track
 from musicgen_train.preprocess.work.work_folder import work_root
 
 ROOT = Path(__file__).parents[2]
-# Per run; all others decide the content.
+# These fields of the manifest differ from run to run.
 OF_THE_RUN = {"created", "command", "versions", "settings"}
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and flock are POSIX's")
 
 
 def write_corpus(folder: Path, numbers: range = range(11)) -> None:
-    """Tracks of one to three clips; some share captions, one is no audio, one too short, one silent."""
+    """Write tracks of one to three clips. Some share captions; one is no audio, one is too short, one is silent."""
     for number in numbers:
         captions = [f"jazz number {number}", "a lofi beat", *(["chorus"] if number % 3 == 0 else [])]
         about = {
@@ -45,7 +45,7 @@ def write_corpus(folder: Path, numbers: range = range(11)) -> None:
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    """Every file's bytes, without what is of the run rather than of the dataset."""
+    """Return the bytes of every file, without what differs from run to run."""
     files: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
@@ -61,7 +61,7 @@ def tracks_of(folder: Path) -> set[str]:
 
 @pytest.fixture
 def settings(make_settings: SettingsMaker) -> Callable[..., Any]:
-    """Settings of a run with several shards and partly filled batches."""
+    """Make settings of a run with several shards and partly filled batches."""
 
     def make(**given: Any) -> Any:
         values = {"shard_tracks": 3, "batch_seconds": 4.0, "captions": {"word_dropout": 0.3, "variants": 5}}
@@ -79,7 +79,7 @@ def killed_runs() -> Iterator[KilledRuns]:
 
 @pytest.fixture
 def read_tracks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Tracks whose captions or audio were read: keys are made of those alone."""
+    """The tracks that were read: only those are given a content key."""
     tracks: list[str] = []
     content_key = Track.content_key
 
@@ -156,7 +156,8 @@ def test_a_kill_while_a_dataset_is_replaced_loses_nothing(
     values = settings().to_dict()
     changes = killed_runs.run(values)
     grown = content_of(tmp_path / "output")
-    # From the last change backwards to where the old dataset is still in its place: before the two renames.
+    # Kill before the last change, the one before it and so on, back to before the two renames, where the old dataset is
+    # still in its place.
     for kill_at in range(changes - 1, 0, -1):
         for name, copy in ((".output.work", "work"), ("output", "small")):
             shutil.rmtree(tmp_path / name)
@@ -190,7 +191,7 @@ def test_shards_that_take_long_are_smaller_and_make_the_same_bytes(
 ) -> None:
     write_corpus(tmp_path / "input", range(5))
     preprocess(settings(output=str(tmp_path / "whole")))
-    monkeypatch.setattr("musicgen_train.preprocess.encoding.encode._MOST_SHARD_SECONDS", 0.0)
+    monkeypatch.setattr("musicgen_train.preprocess.encoding.shard_builder._MOST_SHARD_SECONDS", 0.0)
     preprocess(settings())
     assert len(list(work_root(tmp_path / "output").glob("*/shards/*"))) == 8
     assert content_of(tmp_path / "output") == content_of(tmp_path / "whole")
@@ -255,7 +256,7 @@ def test_a_grown_folder_encodes_only_what_is_new(
     write_corpus(tmp_path / "input", range(1, 10, 2))
     preprocess(settings())
     new = sum(encoded_clips)
-    # What could not be used is tried again: the reason may be gone.
+    # A file that could not be used is tried again: the reason may be gone.
     assert sorted(read_tracks) == ["01.wav", "03.wav", "05.wav", "07.wav", "09.wav", "broken.wav"]
     encoded_clips.clear()
     preprocess(settings(output=str(tmp_path / "whole")))

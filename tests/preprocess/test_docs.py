@@ -1,4 +1,4 @@
-"""The worked example of docs/latent-dataset.md runs as printed, and its table names what is there."""
+"""The example in docs/latent-dataset.md runs as printed, and its tables name the columns that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders at work: which codecs will do, how captions are batched and cut."""
+"""The frozen encoders: which codecs can be used, and how clips and captions are batched and cut."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from audio_corpus import CODEC, SettingsMaker, tone
+from audio_corpus import CODEC, tone
 from tiny import CODEC as TINY_CODEC
 
 from musicgen_train import EncodecConfig, EncodecModel
-from musicgen_train.preprocess.encoding.encoders import AudioCoder, Encoders, TextCoder, clip_rows, load_encoders
+from musicgen_train.preprocess.encoding.encoders import AudioCoder, FrozenEncoders, TextCoder, clip_rows, load_encoders
+
+
+def load(folder: Path, **given: Any) -> FrozenEncoders:
+    values: dict[str, Any] = {"text_encoder": str(folder), "audio_encoder": str(folder), "audio_channels": None}
+    values |= {"max_tokens": 512, "batch_tokens": 8192, "device": torch.device("cpu")}
+    return load_encoders(**{**values, **given})
 
 
 @pytest.fixture
-def encoders(make_settings: SettingsMaker) -> Encoders:
-    return load_encoders(make_settings(text_batch_tokens=16, captions={"max_tokens": 6}))
+def encoders(encoders_folder: Path) -> FrozenEncoders:
+    return load(encoders_folder, batch_tokens=16, max_tokens=6)
 
 
 def codec(**changed: Any) -> EncodecModel:
@@ -41,14 +47,14 @@ def test_a_stereo_codec_codes_both_sides_at_once() -> None:
         AudioCoder(stereo, 1)
 
 
-def test_a_clip_has_the_same_codes_whatever_is_beside_it(encoders: Encoders) -> None:
+def test_a_clip_has_the_same_codes_whatever_is_beside_it(encoders: FrozenEncoders) -> None:
     clips = [tone(0.7, pitch=pitch).T.copy() for pitch in (90.0, 300.0, 1200.0)]
     batch = encoders.audio.encode(clips, 5)
     assert batch.dtype == torch.int16
     assert len(batch) == 3
     for clip, codes in zip(clips, batch, strict=True):
         assert torch.equal(encoders.audio.encode([clips[1], clip], 5)[1], codes)
-        # In a batch of another shape sums may round otherwise, which these codes do not notice.
+        # In a batch of another shape sums may be rounded otherwise, which does not change these codes.
         assert torch.equal(encoders.audio.encode([clip], 1)[0], codes)
     assert len({codes.numpy().tobytes() for codes in batch}) == 3
 
@@ -60,7 +66,7 @@ def test_only_clips_of_the_full_length_share_batches() -> None:
     assert clip_rows(100, 100, 10**9) == 8
 
 
-def test_long_captions_are_cut_before_the_end_token(encoders: Encoders, tokenizer: Any, reference: Any) -> None:
+def test_long_captions_are_cut_before_the_end_token(encoders: FrozenEncoders, tokenizer: Any, reference: Any) -> None:
     text = "jazz guitar beat chorus lofi pop"
     whole = tokenizer(text)["input_ids"]
     (encoded,) = encoders.text.encode([text])
@@ -73,8 +79,8 @@ def test_long_captions_are_cut_before_the_end_token(encoders: Encoders, tokenize
     assert encoders.text.encode([]) == []
 
 
-def test_a_caption_has_the_same_states_to_the_last_bit_whatever_is_beside_it(make_settings: SettingsMaker) -> None:
-    text = load_encoders(make_settings()).text
+def test_a_caption_has_the_same_states_to_the_last_bit_whatever_is_beside_it(encoders_folder: Path) -> None:
+    text = load(encoders_folder).text
     captions = [" ".join(["jazz", "beat", "chorus"][: 1 + number % 3] * (1 + number % 5)) for number in range(40)]
     together = {caption: encoded.states_LD for caption, encoded in zip(captions, text.encode(captions), strict=True)}
     assert len({len(states) for states in together.values()}) > 4
@@ -84,8 +90,8 @@ def test_a_caption_has_the_same_states_to_the_last_bit_whatever_is_beside_it(mak
         assert torch.equal(text.encode([captions[7], caption])[1].states_LD, states)
 
 
-def test_text_batches_hold_the_budget(make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = load_encoders(make_settings(text_batch_tokens=70)).text
+def test_text_batches_hold_the_budget(encoders_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = load(encoders_folder, batch_tokens=70).text
     shapes = []
     states = TextCoder._states
 
@@ -101,15 +107,8 @@ def test_text_batches_hold_the_budget(make_settings: SettingsMaker, monkeypatch:
     assert all(rows == max(70 // length, 1) for rows, length in shapes)
 
 
-def test_devices_are_checked(make_settings: SettingsMaker) -> None:
-    with pytest.raises(ValueError, match="device is 'cuda:99', which torch does not find on this machine; there is "):
-        load_encoders(make_settings(device="cuda:99"))
-
-
-def test_codec_folders_alone_say_their_channels(
-    tmp_path: Path, make_settings: SettingsMaker, encoders_folder: Path
-) -> None:
+def test_codec_folders_alone_say_their_channels(tmp_path: Path, encoders_folder: Path) -> None:
     codec(audio_channels=2).save_pretrained(tmp_path / "codec")
-    loaded = load_encoders(make_settings(audio_encoder=str(tmp_path / "codec"), text_encoder=str(encoders_folder)))
+    loaded = load(encoders_folder, audio_encoder=str(tmp_path / "codec"))
     assert loaded.audio.channels == 2
     assert loaded.audio_record.name == str(tmp_path / "codec")

@@ -1,4 +1,4 @@
-"""What goes wrong around a run: it says so in a line, and nothing that is made already is lost."""
+"""When something around a run goes wrong, one line says so, and nothing that is made already is lost."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from audio_corpus import SettingsMaker, write_track
 
 from musicgen_train.audio.io import AudioError
 from musicgen_train.preprocess.encoding import clips
-from musicgen_train.preprocess.encoding.encode import RejectedTrackError
 from musicgen_train.preprocess.encoding.encoders import AudioCoder
+from musicgen_train.preprocess.encoding.pipeline import RejectedTrackError
 from musicgen_train.preprocess.run import preprocess
 from musicgen_train.preprocess.work import shards
 from musicgen_train.preprocess.work.work_folder import work_root
@@ -20,7 +20,7 @@ from musicgen_train.preprocess.work.work_folder import work_root
 
 @pytest.fixture
 def settings(tmp_path: Path, make_settings: SettingsMaker) -> Callable[..., Any]:
-    """Settings of a run over six tracks, two in a shard."""
+    """Make settings of a run over six tracks with two in a shard."""
     for number in range(6):
         write_track(tmp_path / "input" / f"{number}.wav", 1.0, caption=f"jazz {number}", pitch=100.0 + 50 * number)
     return lambda **given: make_settings(**{"shard_tracks": 2, "batch_seconds": 2.0, **given})
@@ -99,7 +99,7 @@ def test_an_input_that_goes_away_ends_the_run_and_keeps_what_is_encoded(
         return shard
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen_train.preprocess.encoding.encode.write_shard", then_unmounted)
+        patch.setattr("musicgen_train.preprocess.encoding.shard_builder.write_shard", then_unmounted)
         with pytest.raises(OSError, match=r"input .* is gone .*, noticed at \d\.wav\. What is encoded so far is kept"):
             preprocess(settings())
     assert not (tmp_path / "output").exists()
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_used_ends_the_run_where_that_is_asked_for(
 def test_what_was_rejected_is_tried_again(
     tmp_path: Path, settings: Callable[..., Any], encoded_clips: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is the same, and readable now: as where a decoder was installed meanwhile."""
+    """The file has not changed but can be read now, as if a decoder had been installed meanwhile."""
     with monkeypatch.context() as patch:
         whole = clips.read_audio
 

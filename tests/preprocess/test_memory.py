@@ -1,4 +1,4 @@
-"""Memory does not grow with the corpus: a long listing takes what a short one takes."""
+"""Memory does not grow with the corpus: a long listing takes no more than a short one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import soundfile
-from audio_corpus import RATE, SettingsMaker, tone
+from audio_corpus import RATE, SettingsMaker, tone, write_track
 
-from musicgen_train.preprocess.encoding.encoders import load_encoders
-from musicgen_train.preprocess.run import preprocess
+from musicgen_train.preprocess.run import preprocess, resolve
 from musicgen_train.preprocess.sources.captions import Description
-from musicgen_train.preprocess.sources.folders import FolderSource
+from musicgen_train.preprocess.sources.folder_source import FolderSource
 from musicgen_train.preprocess.sources.listing import Listing
 from musicgen_train.preprocess.sources.tracks import Candidate, Track
+from musicgen_train.preprocess.work.ranks import Rank
 
 
 class Made:
-    """So many tracks of two frames, each with a caption of its own and one they share."""
+    """A source of any number of tracks of two frames, each with a caption of its own and one that all share."""
 
     kind = "made"
 
@@ -47,7 +47,7 @@ class Made:
 
 
 def peak(action: Any) -> int:
-    """The most bytes that Python and numpy held more than before."""
+    """Return by how many bytes the memory of Python and numpy grew at most."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -60,12 +60,13 @@ def peak(action: Any) -> int:
 def test_memory_does_not_grow_with_the_tracks(
     tmp_path: Path, make_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoders = load_encoders(make_settings())
-    monkeypatch.setattr("musicgen_train.preprocess.run.load_encoders", lambda *_: encoders)
+    write_track(tmp_path / "input" / "a.wav", 0.5)
+    encoders = resolve(make_settings(), Rank()).recipe.encoders
+    monkeypatch.setattr("musicgen_train.preprocess.run.load_encoders", lambda **_: encoders)
     peaks = []
     for number in (30, 80, 280):
         source = Made(number)
-        monkeypatch.setattr("musicgen_train.preprocess.run.open_source", lambda _, source=source: source)
+        monkeypatch.setattr("musicgen_train.preprocess.run.open_source", lambda *_, source=source: source)
         settings = make_settings(
             output=str(tmp_path / str(number)),
             clip_seconds=0.04,
@@ -74,7 +75,7 @@ def test_memory_does_not_grow_with_the_tracks(
             progress_seconds=0.0,
         )
         peaks.append(peak(lambda settings=settings: preprocess(settings)))
-    # The first also imports. The names alone of 200 tracks more take 420 kB.
+    # The first run also imports modules. The names alone of 200 more tracks take 420 kB.
     assert peaks[2] < peaks[1] + 210_000, peaks
 
 
@@ -94,5 +95,5 @@ def test_memory_does_not_grow_with_the_listing(tmp_path: Path, make_settings: Se
 
         peaks.append(peak(look))
         assert seen == number
-    # Their names alone are 70 bytes each.
+    # The names alone take 70 bytes each.
     assert peaks[1] < peaks[0] + 50_000, peaks

@@ -1,4 +1,4 @@
-"""Which process of how many this is, as launchers say it, and that tracks are divided by name."""
+"""Ranks are read from launchers' variables, and tracks are divided by their names."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_one_process_is_all_there_is() -> None:
     [
         (TORCHRUN, Rank(number=5, world_size=8, local=1, local_size=4)),
         (SRUN, Rank(number=4, world_size=6, local=1)),
-        # torchrun in a job of SLURM's, one task per node.
+        # torchrun in a SLURM job with one task per node.
         ({**SRUN, **TORCHRUN}, Rank(number=5, world_size=8, local=1, local_size=4)),
-        # A shell of SLURM's: the variables are there, and no tasks.
+        # An interactive shell of SLURM: the variables are there, but no tasks.
         ({**SRUN, "SLURM_JOB_NAME": "interactive"}, Rank()),
     ],
 )

@@ -1,4 +1,4 @@
-"""The stage as a whole: what is in the dataset equals what transformers makes of clips cut by hand."""
+"""The whole stage: the dataset equals what transformers makes of clips that are cut by hand."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from audio_corpus import RATE, SettingsMaker, tone, write_track
 from musicgen_train.hub.weights import CheckpointError
 from musicgen_train.latents.format import unpack_codes, unpack_states
 from musicgen_train.latents.manifest import Manifest
-from musicgen_train.preprocess.encoding import encode
+from musicgen_train.preprocess.encoding import pipeline, shard_builder
 from musicgen_train.preprocess.encoding.encoders import AudioCoder
-from musicgen_train.preprocess.run import look, preprocess
+from musicgen_train.preprocess.run import dry_run, preprocess
 from musicgen_train.provenance.machine import versions
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """All clips of a dataset by track and start, captions as text, with their split."""
+    """Return all clips of a dataset sorted by track and start, with their split and the text of their captions."""
     captions = datasets.load_from_disk(str(folder / "captions"))["text"]
     rows = [
         {**row, "split": split, "captions": [captions[number] for number in row["captions"]]}
@@ -153,8 +153,8 @@ def test_the_content_depends_on_neither_workers_nor_batches_nor_the_run(
 
 @pytest.fixture
 def codec_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU."""
-    monkeypatch.setattr(encode, "_codec_executor", lambda audio: ThreadPoolExecutor(max_workers=1))
+    """Run the codec in a thread of its own, as on a GPU."""
+    monkeypatch.setattr(pipeline, "_codec_executor", lambda device: ThreadPoolExecutor(max_workers=1))
 
 
 def test_a_codec_in_a_thread_of_its_own_makes_the_same(
@@ -175,7 +175,7 @@ def test_while_the_codec_is_at_work_the_next_batch_is_collected(
 ) -> None:
     clips_seen, another = [], threading.Event()
     in_time: list[bool] = []
-    is_silent, encode_clips = encode.is_silent, AudioCoder.encode
+    is_silent, encode_clips = shard_builder.is_silent, AudioCoder.encode
 
     def noticed(clip_CS: Any) -> bool:
         clips_seen.append(clip_CS)
@@ -187,7 +187,7 @@ def test_while_the_codec_is_at_work_the_next_batch_is_collected(
         in_time.append(another.wait(timeout=20))
         return encode_clips(coder, clips, rows)
 
-    monkeypatch.setattr(encode, "is_silent", noticed)
+    monkeypatch.setattr(shard_builder, "is_silent", noticed)
     monkeypatch.setattr(AudioCoder, "encode", slow)
     for name in "ab":
         write_track(tmp_path / "input" / f"{name}.wav", 1.0)
@@ -350,7 +350,7 @@ def test_an_input_of_which_nothing_can_be_used_is_an_error(tmp_path: Path, make_
     with pytest.raises(ValueError, match=expected):
         preprocess(make_settings())
     with pytest.raises(ValueError, match=expected):
-        look(make_settings())
+        dry_run(make_settings())
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
 
 
@@ -362,6 +362,12 @@ def test_encoders_without_weights_are_named(
     (tmp_path / "bare" / "config.json").write_bytes((encoders_folder / "config.json").read_bytes())
     with pytest.raises((FileNotFoundError, CheckpointError), match="bare"):
         preprocess(make_settings(encoders=str(tmp_path / "bare")))
+
+
+def test_devices_are_checked(tmp_path: Path, make_settings: SettingsMaker) -> None:
+    write_track(tmp_path / "input" / "a.wav", 0.5)
+    with pytest.raises(ValueError, match="device is 'cuda:99', which torch does not find on this machine; there is "):
+        preprocess(make_settings(device="cuda:99"))
 
 
 def test_an_output_that_holds_something_is_refused(tmp_path: Path, make_settings: SettingsMaker) -> None:
@@ -417,7 +423,7 @@ def test_a_dry_run_says_what_the_run_makes_and_writes_nothing(
     write_track(tmp_path / "input" / "blip.wav", 0.1)
     write_track(tmp_path / "input" / "quiet.wav", 0.5)
     (tmp_path / "input" / "bad.wav").touch()
-    found = look(make_settings())
+    found = dry_run(make_settings())
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
     said = capsys.readouterr().out
     for text in (

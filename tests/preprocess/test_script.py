@@ -1,4 +1,4 @@
-"""`scripts/preprocess.py` as people run it: exit codes, single-line errors, and nothing written on a mistake."""
+"""`scripts/preprocess.py` as users run it: exit codes, errors in one line, and nothing written after a mistake."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def test_missing_settings_are_named_in_python_too() -> None:
 
 
 def test_processes_begin_before_the_stage_is_imported(tmp_path: Path) -> None:
-    # What they import and what the stage imports takes seconds; the two go side by side.
+    # The processes and the stage both take seconds to import what they need, and should do so at the same time.
     code = (
-        "import sys; from omegaconf import OmegaConf; from musicgen_train.preprocess import start; "
-        "start.prepare_processes = lambda: print([name for name in ('torch', 'datasets') if name in sys.modules]); "
+        "import sys; from omegaconf import OmegaConf; from musicgen_train.preprocess import entry; "
+        "entry.prepare_processes = lambda: print([name for name in ('torch', 'datasets') if name in sys.modules]); "
         f"config = OmegaConf.load('configs/preprocess.yaml'); config.input = config.output = {str(tmp_path)!r}; "
-        "config.encoders = 'none'; config.workers = {workers}; start.begin(config); print('done')"
+        "config.encoders = 'none'; config.workers = {workers}; entry.begin(config); print('done')"
     )
     for workers, expected in ((2, "[]\ndone"), (0, "done")):
         command = [sys.executable, "-c", code.format(workers=workers)]

@@ -1,13 +1,15 @@
-"""Settings: what is allowed, and what a wrong value is told."""
+"""Settings: which values are allowed, and what the error for any other says."""
 
 from __future__ import annotations
 
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import musicgen_train.preprocess
 from musicgen_train.latents import format as latent_format
-from musicgen_train.preprocess import settings as settings_module
 from musicgen_train.preprocess.settings import PreprocessSettings
 
 GIVEN = {"input": "a", "output": "b", "encoders": "c"}
@@ -21,8 +23,8 @@ GIVEN = {"input": "a", "output": "b", "encoders": "c"}
         ({"min_clip_seconds": 31}, "min_clip_seconds is 31.0; allowed is more than 0 and at most clip_seconds, 30"),
         ({"min_clip_seconds": 0}, "min_clip_seconds is 0.0; allowed is more than 0"),
         ({"audio_channels": 3}, "audio_channels is 3; allowed is 1"),
-        ({"states_dtype": "int8"}, "states_dtype is int8; allowed is one of float16, bfloat16, float32"),
-        ({"input_format": "zip"}, "input_format is zip; allowed is one of auto, folder"),
+        ({"states_dtype": "int8"}, "states_dtype is 'int8'; expected one of float16, bfloat16, float32"),
+        ({"input_format": "zip"}, "input_format is 'zip'; expected one of auto, folder"),
         ({"batch_seconds": 0}, "batch_seconds is 0.0"),
         ({"text_batch_tokens": 0}, "text_batch_tokens is 0"),
         ({"shard_tracks": 0}, "shard_tracks is 0"),
@@ -67,7 +69,15 @@ def test_values_take_the_declared_types() -> None:
 
 
 def test_the_dtypes_are_the_formats() -> None:
-    assert tuple(latent_format.STATES_DTYPES) == settings_module.STATES_DTYPES
+    declared = typing.get_type_hints(PreprocessSettings)["states_dtype"]
+    assert typing.get_args(declared) == tuple(latent_format.STATES_DTYPES)
+
+
+def test_only_the_top_of_the_stage_takes_all_settings() -> None:
+    package = Path(musicgen_train.preprocess.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if "PreprocessSettings" in path.read_text(encoding="utf-8")}
+    # The work folder records them.
+    assert found == {"entry.py", "run.py", "settings.py", "work_folder.py"}
 
 
 def test_what_decides_the_content_and_what_does_not() -> None:

@@ -1,4 +1,4 @@
-"""Every kind of input gives the same tracks that its files say."""
+"""Every kind of input gives the tracks, captions and splits that its files state."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import pytest
 from audio_corpus import SettingsMaker, write_track
 
 from musicgen_train.preprocess.run import preprocess
-from musicgen_train.preprocess.sources.folders import open_source
+from musicgen_train.preprocess.settings import PreprocessSettings
+from musicgen_train.preprocess.sources.input_formats import open_source
 from musicgen_train.preprocess.sources.listing import Listing
-from musicgen_train.preprocess.sources.tracks import Track
+from musicgen_train.preprocess.sources.tracks import Source, Track
 
 
-def tracks_of(settings: Any) -> dict[str, Track]:
-    source = open_source(settings)
+def source_of(settings: PreprocessSettings) -> Source:
+    return open_source(settings.input, settings.input_format, settings.hub, settings.captions)
+
+
+def tracks_of(settings: PreprocessSettings) -> dict[str, Track]:
+    source = source_of(settings)
     tracks = [candidate.read() for candidate in source]
     assert [candidate.id for candidate in source] == [track.id for track in tracks]
     assert [track.order for track in tracks] == sorted(track.order for track in tracks)
@@ -71,7 +76,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected(
     scandir = os.scandir
 
     def refuse(folder: Any) -> Any:
-        # Not by its permissions, which do not hold for root.
+        # Not by permissions, since root may read everything.
         if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied", folder)
         return scandir(folder)
@@ -200,7 +205,7 @@ def hugging_face(folder: Path, number: int = 3) -> datasets.Dataset:
 
 
 def as_stored(dataset: datasets.Dataset) -> datasets.Dataset:
-    """With the column as the hub has it, which asks for decoding."""
+    """Give the dataset an Audio column as on the hub, which would decode."""
     return dataset.cast_column("sound", datasets.Audio())
 
 
@@ -279,13 +284,13 @@ def test_a_source_that_is_damaged_is_named(
 @pytest.mark.parametrize("name", ["nobody/nothing", "hf://nobody/nothing"])
 def test_a_dataset_of_the_hub_that_cannot_be_had_is_told(make_settings: SettingsMaker, name: str) -> None:
     with pytest.raises(ValueError, match=r"is nothing on this machine, and as a dataset of the hub cannot be read: "):
-        open_source(make_settings(input=name))
+        source_of(make_settings(input=name))
 
 
 def test_a_file_of_another_kind_is_told(tmp_path: Path, make_settings: SettingsMaker) -> None:
     (tmp_path / "song.zip").touch()
     with pytest.raises(ValueError, match=r"song\.zip is a file that is neither metadata\.csv nor metadata\.jsonl"):
-        open_source(make_settings(input=str(tmp_path / "song.zip")))
+        source_of(make_settings(input=str(tmp_path / "song.zip")))
 
 
 def test_columns_are_named_when_the_audio_is_not_found(tmp_path: Path, make_settings: SettingsMaker) -> None:
@@ -293,9 +298,9 @@ def test_columns_are_named_when_the_audio_is_not_found(tmp_path: Path, make_sett
     with pytest.raises(
         ValueError, match=r"the dataset has no Audio column; it has a, b\. Name one with hub\.audio_column"
     ):
-        open_source(make_settings())
+        source_of(make_settings())
     with pytest.raises(ValueError, match=r"the dataset has no column 'c' \(hub\.audio_column\); it has a, b"):
-        open_source(make_settings(hub={"audio_column": "c"}))
+        source_of(make_settings(hub={"audio_column": "c"}))
 
 
 def test_keys_follow_what_decides_a_tracks_rows(tmp_path: Path, make_settings: SettingsMaker) -> None:

@@ -1,11 +1,11 @@
-"""Splits: by track, stable, and never by clip."""
+"""Splits: whole tracks are divided, and tracks that are added move no others."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, group_of, place
+from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, place, split_group
 from musicgen_train.preprocess.settings import SplitSettings
 
 
@@ -62,14 +62,14 @@ def test_tracks_of_a_group_stay_together() -> None:
     for name, split in splits.items():
         by_group.setdefault(members[name].group, set()).add(split)
     assert all(len(found) == 1 for found in by_group.values())
-    # By the group's name, whatever its tracks are called: a new track goes where its album is.
+    # The group's name decides, not those of its tracks: a new track goes where its album is.
     assert by_group == {g: {"validation" if place(g, 0) < 0.4 else "train"} for g in by_group}
     assert set(splits.values()) == {"train", "validation"}
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.floats(0, 0.9), st.floats(0, 0.09))
 def test_the_rule_is_that_of_all_groups_sorted(groups: list[int], validation: float, test: float) -> None:
-    """Brute force over all groups at once, in whatever order and however often they come."""
+    """Compare with brute force over all sorted groups. Groups come in any order, and any number of times."""
     settings = SplitSettings(validation=validation, test=test)
     members = {f"t{index}": Membership(group=f"g{group}", stated=None) for index, group in enumerate(groups)}
     expected: dict[str, str] = {}
@@ -85,6 +85,6 @@ def test_the_rule_is_that_of_all_groups_sorted(groups: list[int], validation: fl
 
 
 def test_a_field_names_the_group() -> None:
-    assert group_of("a.wav", {"album": "Blue"}, "album") == "album=Blue"
-    assert group_of("a.wav", {"album": ""}, "album") == group_of("a.wav", {}, "album") == "a.wav"
-    assert group_of("a.wav", {"album": "Blue"}, None) == "a.wav"
+    assert split_group("a.wav", {"album": "Blue"}, "album") == "album=Blue"
+    assert split_group("a.wav", {"album": ""}, "album") == split_group("a.wav", {}, "album") == "a.wav"
+    assert split_group("a.wav", {"album": "Blue"}, None) == "a.wav"

@@ -1,4 +1,4 @@
-"""Small encoders that transformers made, and audio files with captions, for the preprocessing tests."""
+"""Makes small encoders with transformers, and audio files with captions, for the preprocessing tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = {**tiny.TEXT, "vocab_size": 500}
 
 
 def write_encoders(folder: Path, decoder: dict[str, Any] | None = None, **codec: Any) -> Path:
-    """A composite in the hub's layout with its tokenizer, as transformers saves it."""
+    """Write a composite with its tokenizer in the hub's layout, as transformers saves it."""
     model = tiny.reference_composite(decoder=decoder, text=TEXT, **{**CODEC, **codec})
     _fit_codebooks(model.audio_encoder)
     model.save_pretrained(folder)
@@ -33,7 +33,7 @@ def write_encoders(folder: Path, decoder: dict[str, Any] | None = None, **codec:
 
 
 def _fit_codebooks(codec: Any) -> None:
-    """Codebooks of what the random encoder really puts out, without which all sound has the same codes."""
+    """Fill the codebooks with outputs of the random encoder; with random ones, all sound would have the same codes."""
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(8 * RATE) / RATE
     sound = torch.sin(2 * torch.pi * (80 + 150 * time) * time) + 0.3 * torch.randn(len(time), generator=generator)
@@ -46,14 +46,14 @@ def _fit_codebooks(codec: Any) -> None:
 
 
 def tone(seconds: float, rate: int = RATE, pitch: float = 220.0, channels: int = 1, level: float = 0.5) -> np.ndarray:
-    """A tone with a slow beat, a little different in each channel: float32 `(samples, channels)`."""
+    """Return a tone with a slow beat, a little different in each channel: float32 `(samples, channels)`."""
     time = np.arange(round(seconds * rate)) / rate
     sides = [np.sin(2 * np.pi * (pitch + 3 * side) * time) * (1 + 0.3 * np.sin(7 * time)) for side in range(channels)]
     return (level / 1.3 * np.stack(sides, axis=1)).astype(np.float32)
 
 
 def write_track(path: Path, seconds: float, *, caption: str | dict[str, Any] | None = None, **options: Any) -> Path:
-    """A tone as an audio file, and its caption beside it as .txt (a string) or .json (a dict)."""
+    """Write a tone as an audio file, and its caption beside it as .txt (a string) or .json (a dict)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     subtype = options.pop("subtype", None)
     rate = options.setdefault("rate", RATE)

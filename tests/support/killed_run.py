@@ -1,6 +1,7 @@
-"""Runs of preprocessing that kill themselves with SIGKILL just before a given change to the file system.
+"""Runs preprocessing in processes that kill themselves with SIGKILL just before a given change to the file system.
 
-Started once, since importing takes seconds; each line on its standard input names runs, and each is forked off.
+This file is started once as a process, since importing takes seconds. Each line on its standard input names runs, and
+each run is forked off.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# What Python says it is about to do; `os.replace` says os.rename.
+# Audit events that Python raises before it changes the file system; `os.replace` raises os.rename.
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "fcntl.flock"}
 
 
 class KilledRuns:
-    """The process that forks them, as the tests see it."""
+    """The tests' side of the process that forks the runs."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -27,14 +28,14 @@ class KilledRuns:
         )
 
     def run(self, settings: dict[str, Any], kill_at: int | None = None) -> int:
-        """Preprocess in a process of its own.
+        """Preprocess in a process of its own, which may be killed.
 
         Args:
-            settings: of the run.
-            kill_at: before which change it is killed, counted from 0; None lets it end.
+            settings: the settings of the run.
+            kill_at: the change before which the run is killed, counted from 0; None lets it end.
 
         Returns:
-            The changes it came to, which is `kill_at` where it was killed, and all of them where it ended.
+            The number of changes before the kill, which is `kill_at`, or of all changes if the run ended.
         """
         ((status, changes),) = self._ask([[settings, kill_at]])
         assert status in (0, signal.SIGKILL), f"the run ended with status {status}"
@@ -54,7 +55,7 @@ class KilledRuns:
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -63,7 +64,7 @@ class KilledRuns:
 
 
 def _run(values: dict[str, Any], kill_at: int | None, told: int) -> None:
-    """What the forked process does; it tells how many changes there were."""
+    """Preprocess in the forked process, and write the number of changes to the file descriptor `told`."""
     from musicgen_train.preprocess.run import preprocess
     from musicgen_train.preprocess.settings import PreprocessSettings
 
@@ -103,11 +104,11 @@ def _serve() -> None:
 
 
 def _forked(settings: dict[str, Any], kill_at: int | None) -> tuple[int, int]:
-    """A child that runs, and the end of a pipe where it tells how many changes there were."""
+    """Fork a child that runs. Returns its id and the end of a pipe to which it writes the number of changes."""
     told, tells = os.pipe()
     child = os.fork()
     if child == 0:
-        # Its reports would be taken for answers.
+        # Whatever the run prints would be taken for an answer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 1
         try:

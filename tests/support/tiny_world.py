@@ -31,7 +31,7 @@ from musicgen_train.models.fingerprint import fingerprint
 
 CAPTIONS = ["jazz guitar", "lofi beat, slow", "a drum solo 120 bpm"]
 FRAMES = [23, 31, 17, 29, 31]
-"""Of the clips of the validation split."""
+"""Lengths of the clips of the validation split."""
 FRAME_RATE = 40
 
 
@@ -119,7 +119,7 @@ def save_dataset(
 
 @dataclass
 class World:
-    """What the tests share; none of them writes into it."""
+    """A composite and a dataset that tests share; none of them writes into it."""
 
     model: MusicgenForConditionalGeneration
     composite: Path

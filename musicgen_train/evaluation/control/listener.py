@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 PropertyValues = Mapping[str, str]
-"""What is asked for or heard: values by the name of the property, such as `{"key": "Bb", "drums": "no"}`."""
+"""Properties that are asked for or heard: values by the property's name, such as `{"key": "Bb", "drums": "no"}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class Listener(Protocol):
     key: str
     """Names the table in `results.json`; changes with the method, so that unlike numbers are not compared."""
     method: str
-    """How it hears, for the reader of the report."""
+    """Describes how it hears, for the reader of the report."""
     shortest_seconds: float
     """The least length of audio that `hear` takes."""
     criteria: Sequence[Criterion]
-    """What is compared; at least one is not lenient."""
+    """The comparisons to make; at least one is not lenient."""
 
     def requested(self, caption: str) -> PropertyValues:
         """The properties that a caption names; empty if it names none that can be heard."""
@@ -74,10 +74,10 @@ class Listener(Protocol):
 
 @runtime_checkable
 class PieceMaker(Protocol):
-    """What a listener has besides if it can make new music whose captions and properties it knows."""
+    """A listener that can also make new music whose captions and properties it knows."""
 
     corpus: str
-    """What the pieces are, for the reader of the report."""
+    """Describes the pieces, for the reader of the report."""
 
     def make_piece(
         self, seed: int, index: int, samples: int, sampling_rate: int, channels: int

@@ -1,4 +1,4 @@
-"""What the control test generates from: captions that name properties, with the music they were written for.
+"""Captions for the control test: they name properties, and the music they were written for is known.
 
 Axes: C channels, S samples.
 """

@@ -1,4 +1,4 @@
-"""How far music does what its captions say, beside what chance would give.
+"""Measures how far music does what its captions say, and how far it would by chance.
 
 A listener reads properties off captions and hears them in the audio. This file compares the two, and the audio with
 the captions of other clips.
@@ -81,7 +81,7 @@ def followed(criterion: Criterion, asked: Sequence[PropertyValues], heard: Seque
 
 
 def not_followed(criteria: Sequence[Criterion], asked: PropertyValues, heard: PropertyValues) -> list[str]:
-    """What a caption asks for and is not heard, in words such as `key G in place of Bb`."""
+    """Say what a caption asks for and the audio lacks, in words such as `key G in place of Bb`."""
     if not heard:
         return ["silence"]
     return [
@@ -95,7 +95,7 @@ def not_followed(criteria: Sequence[Criterion], asked: PropertyValues, heard: Pr
 def control_table(
     clips: Sequence[ControlClip], generated: Sequence[str], source: str, listener: Listener
 ) -> MetricTable:
-    """How often each property is as asked, in each set, with what chance would give.
+    """Tabulate how often each property is as asked, in each set of audio and by chance.
 
     Args:
         clips: at least two.

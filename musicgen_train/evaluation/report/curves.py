@@ -17,7 +17,7 @@ from markupsafe import Markup
 from musicgen_train.evaluation.report.templates import render
 
 COLOURS = 8
-"""How many colours the page has; further curves begin with the first again."""
+"""The page has this many colours; further curves begin with the first again."""
 
 _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 34

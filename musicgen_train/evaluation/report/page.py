@@ -1,4 +1,4 @@
-"""What the report's page shows, prepared for its template `page.html.j2`."""
+"""Prepares the content of the report's page for its template, `page.html.j2`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _SECTIONS: tuple[tuple[Kind, str, str], ...] = (
 
 @dataclass(kw_only=True)
 class Report:
-    """What the page shows."""
+    """The content of the page."""
 
     samples: Sequence[SampleRecord]
     tables: Sequence[MetricTable]
     control: Sequence[ControlClip]
     """The clips of the control test; none where it was not asked for."""
     criteria: Sequence[Criterion]
-    """What the control test compares."""
+    """The comparisons that the control test makes."""
     charts: Sequence[Chart]
     """The curves of the training run; none for a model without one."""
     results: dict[str, Any]

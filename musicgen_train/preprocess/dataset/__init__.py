@@ -1,1 +1,1 @@
-"""Shards to the finished latent dataset, divided into splits."""
+"""Assembles the latent dataset from shards, divides it into splits, and puts it in the output's place."""

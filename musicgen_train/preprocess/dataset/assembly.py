@@ -1,6 +1,6 @@
-"""Shards to a latent dataset: captions numbered, tracks divided into splits, the folder's files written.
+"""Assembles a latent dataset from shards: numbers the captions, divides tracks into splits and writes the files.
 
-What is written follows from the tracks and what became of them, byte by byte: not from which runs, ranks or shards.
+Every byte follows from the tracks and their results alone, not from the runs, ranks and shards they came from.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import pyarrow.compute
 
 from musicgen_train.latents.format import CAPTION_FEATURES, CAPTIONS_FOLDER, CLIP_FEATURES, REJECTED_NAME
 from musicgen_train.latents.manifest import SplitRecord
-from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, group_of
+from musicgen_train.preprocess.dataset.splits import Membership, SplitRule, split_group
+from musicgen_train.preprocess.scratch import scratch_database
 from musicgen_train.preprocess.settings import SPLITS, SplitSettings
 from musicgen_train.preprocess.work.results import Results
-from musicgen_train.preprocess.work.scratch import scratch_database
 from musicgen_train.preprocess.work.shards import CAPTIONS_NAME, CLIPS_NAME, TRACKS_NAME, check_content, read_table
 
-# Rows that are written together; a file's bytes follow from it.
+# So many rows are written together. The bytes of a file depend on this number.
 _BATCH_ROWS = 64
-# Shards that are open at a time. Neighbours in the source are in as many shards as there are ranks.
+# The most shards open at a time. Tracks next to each other in the source are in as many shards as there are ranks.
 _OPEN_SHARDS = 256
 
 
 @dataclass(kw_only=True)
 class Assembled:
-    """What the dataset holds."""
+    """What an assembled dataset holds."""
 
     splits: dict[str, SplitRecord]
     captions: int
@@ -44,19 +44,19 @@ class Assembled:
 
 
 def assemble(results: Results, shards: Path, dataset: Path, work: Path, settings: SplitSettings) -> Assembled:
-    """Write everything of a latent dataset but its manifest.
+    """Write a latent dataset without its manifest.
 
     Memory does not grow with the number of clips: tables are memory-mapped, and written batch by batch.
 
     Args:
-        results: of all ranks.
-        shards: the folder they are in.
+        results: the results of all ranks.
+        shards: the folder with the shards.
         dataset: the folder to make.
-        work: a folder for files in between.
-        settings: how tracks are divided.
+        work: a folder to make for intermediate files.
+        settings: how tracks are divided into splits.
 
     Raises:
-        DamagedShardError: a shard is not what was written.
+        DamagedShardError: the files of a shard are not what was written.
         OSError: the dataset cannot be written.
     """
     dataset.mkdir()
@@ -70,7 +70,7 @@ def assemble(results: Results, shards: Path, dataset: Path, work: Path, settings
     with _quiet():
         parts = {split: _open_stream(work / f"{split}.arrow") for split in splits}
         datasets.DatasetDict(parts).save_to_disk(str(dataset))
-        # Of no captions it would write no file at all, and not read back what it wrote.
+        # Without captions `datasets` would write no file at all by default, and could not read the folder back.
         _open_stream(work / CAPTIONS_NAME).save_to_disk(
             str(dataset / CAPTIONS_FOLDER), num_shards=None if captions else 1
         )
@@ -78,18 +78,18 @@ def assemble(results: Results, shards: Path, dataset: Path, work: Path, settings
 
 
 class _Assembly:
-    """One walk over all tracks for their splits, and one for their rows."""
+    """Walks over all tracks once to decide their splits, and once to write their rows."""
 
     def __init__(self, results: Results, shards: Path, settings: SplitSettings) -> None:
         self._results = results
         self._settings = settings
-        # Of this object alone, since what it holds is open.
+        # The cache belongs to this object, so the shards are closed with it.
         self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(lambda name: _OpenShard(shards / name))
         self._caption_rows = _CaptionRows()
         self.captions_cut = 0
 
     def write_rejected(self, path: Path) -> Counter[str]:
-        """Write a line per rejected track; returns the counts of the manifest."""
+        """Write `rejected.jsonl`, and return the manifest's counts."""
         counts: Counter[str] = Counter()
         with path.open("w", encoding="utf-8") as file:
             for result in self._results:
@@ -112,11 +112,11 @@ class _Assembly:
         """Write the clips of every split and the captions as Arrow streams.
 
         Returns:
-            What each split holds, and the number of captions.
+            What each split holds, and the number of distinct captions.
         """
         rule = SplitRule((member for _, _, member in self._tracks()), self._settings)
         found = {rule.split_of(member) for _, _, member in self._tracks()}
-        # In one order, whichever split comes first in the source; a split without tracks is left out.
+        # The order is always the same, whichever split comes first in the source. A split without tracks is left out.
         records = {split: SplitRecord(clips=0, tracks=0, hours=0.0) for split in SPLITS if split in found}
         with contextlib.ExitStack() as stack:
             captions = stack.enter_context(_rows_to(folder / CAPTIONS_NAME, CAPTION_FEATURES))
@@ -135,18 +135,18 @@ class _Assembly:
         return records, len(self._caption_rows)
 
     def _tracks(self) -> Iterator[tuple[_OpenShard, dict[str, Any], Membership]]:
-        """All tracks with clips, in the order of the source."""
+        """Yield all tracks with clips, in the order of the source."""
         group_by = self._settings.group_by
         for result in self._results:
             shard = self._open(result.shard)
             track = shard.track(result.row)
             if track["clips"]:
                 metadata = json.loads(track["metadata"]) if group_by is not None else {}
-                group = group_of(track["group"], metadata, group_by)
+                group = split_group(track["group"], metadata, group_by)
                 yield shard, track, Membership(group=group, stated=track["stated_split"])
 
     def _caption_row(self, text: str, shard: _OpenShard, write: Callable[[dict[str, Any]], None]) -> int:
-        """The row of a caption, which is written at its first use."""
+        """Return the row of a caption, and write it at its first use."""
         row, new = self._caption_rows.row_of(text)
         if new:
             caption = shard.caption(text)
@@ -156,7 +156,7 @@ class _Assembly:
 
 
 class _OpenShard:
-    """The tables of a shard, memory-mapped; nothing of them is copied but the row asked for."""
+    """The tables of a shard, memory-mapped. Only the rows that are asked for are copied."""
 
     def __init__(self, shard: Path) -> None:
         self._tracks = read_table(shard, TRACKS_NAME)
@@ -178,7 +178,7 @@ class _OpenShard:
 
 
 class _CaptionRows:
-    """Captions and the rows they are given, on disk."""
+    """Gives each distinct caption a row number. They are kept on disk."""
 
     def __init__(self) -> None:
         self._database: sqlite3.Connection = scratch_database()
@@ -189,7 +189,7 @@ class _CaptionRows:
         return self._count
 
     def row_of(self, text: str) -> tuple[int, bool]:
-        """The row of a caption, and whether it is new."""
+        """Return the row of a caption, and whether the caption is new."""
         new = self._database.execute("INSERT OR IGNORE INTO captions VALUES (?, ?)", (text, self._count)).rowcount == 1
         if new:
             self._count += 1
@@ -200,7 +200,7 @@ class _CaptionRows:
 
 @contextlib.contextmanager
 def _rows_to(path: Path, features: datasets.Features) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a row to an Arrow stream, some rows at a time."""
+    """Open an Arrow stream, and yield a function that adds a row. Rows are written some at a time."""
     schema = features.arrow_schema
     rows: list[dict[str, Any]] = []
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
@@ -217,7 +217,7 @@ def _rows_to(path: Path, features: datasets.Features) -> Iterator[Callable[[dict
 
 
 def _open_stream(path: Path) -> datasets.Dataset:
-    """An Arrow stream as a dataset whose fingerprint is of its content; `from_file` takes the time of writing too."""
+    """Open an Arrow stream as a dataset whose fingerprint follows from its bytes alone; `from_file` adds the time."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     opened = datasets.Dataset.from_file(str(path))
@@ -226,7 +226,7 @@ def _open_stream(path: Path) -> datasets.Dataset:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`, which know nothing of the run's own."""
+    """Hide the progress bars of `datasets`, which would break into the run's own."""
     were_on = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -1,4 +1,4 @@
-"""Which split each track goes to: a whole track, or a whole group of them, never a clip of its own."""
+"""Divides tracks into splits. A track, or a whole group of tracks, goes to one split with all its clips."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ class Membership:
     """What decides a track's split."""
 
     group: str
-    """Tracks of one group share a split: an album, an artist; by default the track itself."""
+    """Tracks of one group share a split, such as those of an album; by default a track is a group of its own."""
     stated: str | None
-    """What the source says."""
+    """The split that the source states, if any."""
 
 
 class SplitRule:
-    """The split of every track, from all of them; memory does not grow with their number.
+    """Decides the split of every track. Memory does not grow with their number.
 
-    What the source states stands (unless `from_source` is off). Every other group goes by the hash of its name with
-    the seed, so that tracks which come later move none of the earlier ones. Small corpora are the exception: a split
-    with a share above 0 that no hash falls into takes the group with the lowest one.
+    A split that the source states is kept (unless `from_source` is off). The split of any other group follows from the
+    hash of its name and the seed, so tracks that are added later move none of the earlier ones. Small corpora are the
+    exception: a split with a share above 0 that would stay empty takes the group of the training split with the lowest
+    place, as long as one is left for training.
 
     Args:
         members: all tracks, in any order.
@@ -35,7 +36,7 @@ class SplitRule:
     def __init__(self, members: Iterable[Membership], settings: SplitSettings) -> None:
         self._settings = settings
         self._shares = {"validation": settings.validation, "test": settings.test}
-        # A split without groups takes one of training's, which keeps at least one itself.
+        # An empty split takes a group of the training split, which keeps at least one.
         wanted = len(self._shares) + 1
         lowest: dict[str, float] = {}
         filled: set[str] = set()
@@ -56,7 +57,7 @@ class SplitRule:
                 self._moved[left.pop(0)] = split
 
     def split_of(self, member: Membership) -> str:
-        """The split of one of the tracks."""
+        """Return the split of one of the tracks."""
         stated = self._stated(member)
         if stated is not None:
             return stated
@@ -67,14 +68,14 @@ class SplitRule:
         return member.stated if self._settings.from_source and member.stated in SPLITS else None
 
 
-def group_of(group: str, metadata: Mapping[str, Any], group_by: str | None) -> str:
-    """The name by which a track is put into a split: a field of its metadata, where it has it, or else its group."""
+def split_group(group: str, metadata: Mapping[str, Any], group_by: str | None) -> str:
+    """Return the group that decides a track's split: a field of its metadata where it has it, else its own group."""
     value = metadata.get(group_by) if group_by is not None else None
     return group if value in (None, "", []) else f"{group_by}={value}"
 
 
 def place(group: str, seed: int) -> float:
-    """A group's place in [0, 1), by the SHA-256 of seed and name."""
+    """Return a group's place in [0, 1), from the SHA-256 of seed and name."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

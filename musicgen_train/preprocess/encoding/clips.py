@@ -1,4 +1,4 @@
-"""Tracks to clips: decoding in worker processes, and where each clip begins and ends.
+"""Decodes tracks in worker processes and cuts them into clips.
 
 Axes: C channels, S samples.
 """
@@ -22,7 +22,7 @@ from musicgen_train.preprocess.sources.tracks import Track
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCutter:
-    """How tracks are decoded and cut; lengths in samples of `sampling_rate`."""
+    """How tracks are decoded and cut. Lengths are in samples per channel at `sampling_rate`."""
 
     sampling_rate: int
     channels: int
@@ -30,11 +30,28 @@ class ClipCutter:
     hop: int
     shortest: int
 
-    def spans(self, samples: int) -> list[tuple[int, int]]:
-        """Start and end of each clip of a track.
+    @classmethod
+    def from_seconds(
+        cls, *, sampling_rate: int, channels: int, length: float, hop: float, shortest: float
+    ) -> ClipCutter:
+        """Make a cutter of lengths in seconds, each at least one sample."""
 
-        Clips start every `hop` samples, up to the one that reaches the track's end. That one may be shorter than
-        `length`, and is left out if it is shorter than `shortest`.
+        def samples(seconds: float) -> int:
+            return max(1, round(seconds * sampling_rate))
+
+        return cls(
+            sampling_rate=sampling_rate,
+            channels=channels,
+            length=samples(length),
+            hop=samples(hop),
+            shortest=samples(shortest),
+        )
+
+    def spans(self, samples: int) -> list[tuple[int, int]]:
+        """Return the start and end of each clip of a track with so many samples.
+
+        A clip starts every `hop` samples, up to the clip that reaches the track's end. That last clip may be shorter
+        than `length`, and is left out if it is shorter than `shortest`.
         """
         spans = []
         for start in range(0, samples, self.hop):
@@ -48,26 +65,26 @@ class ClipCutter:
 
 @dataclass(kw_only=True)
 class CutTrack:
-    """A decoded track."""
+    """A track that is decoded and cut into clips."""
 
     track: Track
-    """Without its encoded audio."""
+    """The track, without the content of its audio file."""
     clips: list[np.ndarray[Any, Any]] = field(default_factory=list)
-    """float32 `(channels, samples)`."""
+    """The audio of each clip, float32 `(channels, samples)`."""
     starts: list[int] = field(default_factory=list)
-    """First sample of each clip."""
+    """The first sample of each clip."""
     samples: int = 0
-    """Of the whole track, at the cutter's rate."""
+    """Samples per channel of the whole track, at the cutter's sampling rate."""
     tail_dropped: bool = False
-    """Whether sound at the end was too short for a clip of its own."""
+    """True if what was left at the end was too short for a clip."""
     problem: str | None = None
     """Why the track cannot be used."""
     is_gone: bool = False
-    """Whether there is no file of its name, which there was when it was listed."""
+    """True if the file is gone, which was there when it was listed."""
 
 
 class TrackDecoder(Dataset[CutTrack]):
-    """Decodes and cuts tracks; what runs in the workers. It is asked for tracks, not for numbers."""
+    """Decodes and cuts tracks in the worker processes. Its keys are tracks, not indices."""
 
     def __init__(self, cutter: ClipCutter) -> None:
         self._cutter = cutter
@@ -88,36 +105,38 @@ class TrackDecoder(Dataset[CutTrack]):
             result.problem = str(error)
             return result
         except Exception as error:
-            # Whatever a file does to a decoder, as running out of memory, the others go on without it.
+            # Whatever a file does to a decoder, even if it runs out of memory, the run goes on with the other files.
             result.problem = f"decoding failed: {type(error).__name__}: {' '.join(str(error).split())}"
             return result
         result.samples = audio_CS.shape[-1]
         spans = cutter.spans(result.samples)
         result.starts = [start for start, _ in spans]
         result.tail_dropped = bool(spans) and spans[-1][1] < result.samples and cutter.hop <= cutter.length
-        # numpy arrays travel through a pipe; tensors would take shared memory, of which containers have little.
+        # numpy arrays are sent through a pipe; tensors would take shared memory, of which containers have little.
         result.clips = [audio_CS[:, start:end].contiguous().numpy() for start, end in spans]
         return result
 
 
 def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> Iterator[CutTrack]:
-    """Decode tracks in worker processes, in the order given whatever their number.
+    """Decode tracks in worker processes, and yield them in the order given.
 
-    Tracks are taken from the iterable as workers get free, two ahead for each, so no more are in memory at a time.
+    Tracks are taken from the iterable as workers become free, two ahead for each worker, and no more are in memory.
 
     Args:
-        workers: 0 decodes in this process.
+        tracks: the tracks to decode.
+        cutter: how to decode and cut them.
+        workers: the number of processes; 0 decodes in this process.
 
     Raises:
-        OSError: a worker was killed, as by the system when memory runs out.
+        OSError: a worker was killed, for example by the system because memory ran out.
     """
     loader: DataLoader[CutTrack] = DataLoader(
         TrackDecoder(cutter),
         batch_size=None,
-        # A sampler may yield anything that can be sent: here what is to be decoded itself.
+        # A sampler may yield anything that can be pickled as a key: here the tracks themselves.
         sampler=tracks,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         multiprocessing_context=process_context() if workers else None,
         worker_init_fn=_begin_worker if workers else None,
     )
@@ -133,16 +152,16 @@ def decode_tracks(tracks: Iterable[Track], cutter: ClipCutter, workers: int) -> 
 
 
 def without_audio(track: Track) -> Track:
-    """The track without bytes that need not travel back."""
+    """Return the track without the content of its audio file, which need not be sent back."""
     return dataclasses.replace(track, audio=b"") if isinstance(track.audio, bytes) else track
 
 
 def is_silent(clip_CS: np.ndarray[Any, Any]) -> bool:
-    """Whether there is nothing but digital silence."""
+    """Return True if all samples are zero."""
     return not clip_CS.any()
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 

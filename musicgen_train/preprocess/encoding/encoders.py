@@ -1,9 +1,9 @@
-"""The frozen encoders at work: clips to codes, captions to states.
+"""The frozen encoders: the codec turns clips into codes, the text encoder turns captions into states.
 
-What a clip or a caption becomes must not depend, not even by rounding, on which others are encoded beside it: a run
-that was killed, shared by many processes or grown later groups them otherwise, and gives the same dataset. Rows of a
-batch do not touch each other, but libraries choose how to sum by a batch's shape. So the shape is always the same for
-the same length: what is missing in a batch is filled up.
+The result for a clip or caption must not depend, not even by rounding, on what else is in its batch: a run that was
+killed, shared by many processes or grown later batches them differently, and has to give the same dataset. The rows of
+a batch are independent, but libraries choose the order of sums by the batch's shape. So all batches of one length have
+the same shape, and a batch with too few rows is filled up.
 
 Axes: B batch, C channels, S samples, K codebooks, T frames, L text length, D text width.
 """
@@ -18,26 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from musicgen_train.devices import pick_device
 from musicgen_train.hub.folder import CONFIG_NAME
 from musicgen_train.latents.manifest import EncoderRecord
 from musicgen_train.models.codec.encodec import EncodecModel
 from musicgen_train.models.config import AutoConfig, EncodecConfig, MusicgenConfig
 from musicgen_train.models.fingerprint import fingerprint
 from musicgen_train.models.t5 import T5EncoderModel
-from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.processing.t5_tokenizer import T5Tokenizer
 
-# Most rows of a batch. What a batch lacks of them is computed in vain, so they are few.
+# The most rows in a batch. They are few, since the rows that fill up a batch are computed for nothing.
 _CLIP_ROWS = 8
 _TEXT_ROWS = 16
-# Lengths of padded captions are multiples of it, in tokens.
+# Captions are padded to a multiple of so many tokens.
 _TEXT_STEP = 16
 
 
 @dataclass(kw_only=True)
-class Encoders:
-    """What turns clips and captions into the numbers of a dataset."""
+class FrozenEncoders:
+    """Both encoders, and what the manifest records of them."""
 
     audio: AudioCoder
     text: TextCoder
@@ -46,12 +44,16 @@ class Encoders:
 
 
 class AudioCoder:
-    """Clips of equal length to codes.
+    """Encodes clips of equal length to codes.
 
-    Stereo from a mono codec is coded side by side: `[1L, 1R, 2L, 2R, ...]`.
+    A mono codec codes stereo one side at a time, and the codebooks are interleaved: `[1L, 1R, 2L, 2R, ...]`.
+
+    Args:
+        codec: the codec.
+        channels: 1 for mono, 2 for stereo.
 
     Raises:
-        ValueError: the codec cannot code so many channels, or its codes alone do not give the audio back.
+        ValueError: the codec cannot code so many channels, or its codes alone are not enough to decode the audio.
     """
 
     def __init__(self, codec: EncodecModel, channels: int) -> None:
@@ -68,12 +70,12 @@ class AudioCoder:
             )
         self._codec = codec
         self.channels = channels
-        self._by_side = channels > config.audio_channels
+        self._sides_apart = channels > config.audio_channels
         self.sampling_rate = config.sampling_rate
         self.hop_length = config.hop_length
         self.codebook_size = config.codebook_size
         per_side = codec.quantizer.num_codebooks(config.target_bandwidths[0])
-        self.num_codebooks = per_side * (channels if self._by_side else 1)
+        self.num_codebooks = per_side * (channels if self._sides_apart else 1)
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +83,11 @@ class AudioCoder:
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[np.ndarray[Any, Any]], rows: int) -> torch.Tensor:
-        """Codes of clips of one length.
+        """Encode clips that all have the same length.
 
         Args:
             clips: float32 `(channels, samples)` each.
-            rows: of the batch, at least as many as there are clips; the others are silence.
+            rows: the batch size, at least the number of clips; the batch is filled up with silence.
 
         Returns:
             int16 `(len(clips), num_codebooks, frames)` on the CPU, `frames = ceil(samples / hop_length)`.
@@ -96,7 +98,7 @@ class AudioCoder:
 
     def _encode(self, clips: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
         audio_BCS = torch.from_numpy(np.stack(clips)).to(self.device)
-        if not self._by_side:
+        if not self._sides_apart:
             return self._codes(audio_BCS)
         sides = [self._codes(audio_BCS[:, side : side + 1]) for side in range(self.channels)]
         return torch.stack(sides, dim=2).flatten(1, 2)  # (B, K, side, T) -> (B, K * side, T)
@@ -110,16 +112,23 @@ class AudioCoder:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCaption:
-    """What a caption became."""
+    """The states of one caption."""
 
     states_LD: torch.Tensor
-    """float32, on the CPU, as long as the caption."""
+    """float32 `(tokens, width)` on the CPU, without padding."""
     cut: bool
-    """Whether it was longer than `max_tokens`."""
+    """True if the caption was longer than `max_tokens`."""
 
 
 class TextCoder:
-    """Captions to T5 states, in float32: T5 overflows float16."""
+    """Encodes captions to T5 states in float32, since T5 overflows float16.
+
+    Args:
+        model: the text encoder.
+        tokenizer: its tokenizer.
+        max_tokens: longer captions are cut to so many tokens.
+        batch_tokens: tokens in a batch at most, padding included.
+    """
 
     def __init__(self, model: T5EncoderModel, tokenizer: T5Tokenizer, *, max_tokens: int, batch_tokens: int) -> None:
         self._model = model
@@ -129,7 +138,7 @@ class TextCoder:
         self.width = model.config.hidden_size
 
     def token_ids(self, text: str) -> tuple[list[int], bool]:
-        """The ids that a caption is encoded from, and whether `max_tokens` cut it; the end-of-text token stays."""
+        """Return a caption's token ids and whether they were cut to `max_tokens`. The end-of-text token is kept."""
         ids: list[int] = self._tokenizer.encode(text)
         if len(ids) <= self._max_tokens:
             return ids, False
@@ -137,7 +146,7 @@ class TextCoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedCaption]:
-        """States of captions, in their order, whatever else is among them."""
+        """Encode captions, and return their states in the same order."""
         ids, cut = zip(*map(self.token_ids, texts), strict=True) if texts else ((), ())
         by_length: dict[int, list[int]] = {}
         for number, row in enumerate(ids):
@@ -154,10 +163,10 @@ class TextCoder:
         return [encoded[number] for number in range(len(texts))]
 
     def _states(self, ids: Sequence[Sequence[int]], rows: int, length: int) -> torch.Tensor:
-        """States of a batch of exactly this shape; padding is masked and changes nothing."""
+        """Encode a batch of the given shape. Padding is masked and changes nothing."""
         input_ids_BL = torch.zeros(rows, length, dtype=torch.long)
         mask_BL = torch.zeros(rows, length, dtype=torch.long)
-        # Rows without a caption see one token, since attention to nothing is NaN.
+        # Rows that fill up the batch attend to one token, since attention to no token gives NaN.
         mask_BL[:, 0] = 1
         for row, tokens in enumerate(ids):
             input_ids_BL[row, : len(tokens)] = torch.tensor(tokens)
@@ -168,53 +177,60 @@ class TextCoder:
 
 
 def clip_rows(length: int, full_length: int, batch_samples: int) -> int:
-    """Rows of the batches that clips of a length are encoded in.
+    """Return the batch size for clips of a given length.
 
-    Clips of the full length share batches. Ends of tracks are all of different lengths, and go alone.
+    Clips of the full length share batches. The ends of tracks all have different lengths, and are encoded alone.
 
     Args:
-        length: of the clip, in samples.
-        full_length: of clips that are not ends of tracks.
-        batch_samples: that a batch may have.
+        length: samples in the clip.
+        full_length: samples in a clip that is not the end of a track.
+        batch_samples: the most samples in a batch.
     """
     return min(max(batch_samples // length, 1), _CLIP_ROWS) if length == full_length else 1
 
 
-def load_encoders(settings: PreprocessSettings, local_rank: int = 0) -> Encoders:
+def load_encoders(
+    *,
+    text_encoder: str,
+    audio_encoder: str,
+    audio_channels: int | None,
+    max_tokens: int,
+    batch_tokens: int,
+    device: torch.device,
+) -> FrozenEncoders:
     """Read both encoders and put them on the device.
 
     Args:
-        settings: which.
-        local_rank: number of this process on its machine, see `pick_device`.
+        text_encoder: the folder or hub id that holds the text encoder.
+        audio_encoder: the folder or hub id that holds the codec.
+        audio_channels: 1 or 2; None for what the decoder in `audio_encoder` makes, or what a codec by itself takes.
+        max_tokens: see `TextCoder`.
+        batch_tokens: see `TextCoder`.
+        device: the device.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as `from_pretrained`, or as `AudioCoder`.
+        FileNotFoundError, CheckpointError, ValueError: see `from_pretrained` and `AudioCoder`.
     """
-    device = pick_device(settings.device, local_rank)
-    text_name = _part(settings.text_encoder or settings.encoders, "text_encoder")
-    audio_name = _part(settings.audio_encoder or settings.encoders, "audio_encoder")
+    text_name = _part(text_encoder, "text_encoder")
+    audio_name = _part(audio_encoder, "audio_encoder")
     codec = EncodecModel.from_pretrained(audio_name)
     model = T5EncoderModel.from_pretrained(text_name)
     tokenizer = T5Tokenizer.from_pretrained(text_name)
-    channels = settings.audio_channels or _channels_of(audio_name)
+    channels = audio_channels or _channels_of(audio_name)
     audio_record = EncoderRecord(name=audio_name, fingerprint=fingerprint(codec))
     text_record = EncoderRecord(name=text_name, fingerprint=fingerprint(model))
-    return Encoders(
+    return FrozenEncoders(
         audio=AudioCoder(codec.to(device).requires_grad_(False), channels),
         text=TextCoder(
-            model.to(device).requires_grad_(False),
-            tokenizer,
-            max_tokens=settings.captions.max_tokens,
-            batch_tokens=settings.text_batch_tokens,
+            model.to(device).requires_grad_(False), tokenizer, max_tokens=max_tokens, batch_tokens=batch_tokens
         ),
         audio_record=audio_record,
         text_record=text_record,
     )
 
 
-def _part(name: str | None, part: str) -> str:
-    """Where an encoder is read from: the folder itself, or the folder of that name in one that has no config."""
-    assert name is not None, "settings without encoders"
+def _part(name: str, part: str) -> str:
+    """Return where to read an encoder: the folder itself, or in a folder without a config, its subfolder `part`."""
     folder = Path(name).expanduser()
     if not (folder / CONFIG_NAME).is_file() and (folder / part / CONFIG_NAME).is_file():
         return str(folder / part)
@@ -222,7 +238,7 @@ def _part(name: str | None, part: str) -> str:
 
 
 def _channels_of(name: str) -> int:
-    """Channels that the decoder of a composite makes, or that a codec takes."""
+    """Return the channels that the decoder of a composite makes, or that a codec takes."""
     config = AutoConfig.from_pretrained(name)
     if isinstance(config, MusicgenConfig):
         return config.decoder.audio_channels

@@ -1,4 +1,4 @@
-"""The processes that decode audio: how many, and how they come to be.
+"""The processes that decode audio: how many there are, and how they are started.
 
 Nothing here takes long to import, so that they can get ready while the rest of the stage is imported.
 """
@@ -13,33 +13,35 @@ import threading
 from multiprocessing.context import BaseContext
 
 from musicgen_train.devices import available_cores
-from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.preprocess.work.ranks import Rank
 
 _MOST = 8
-# What decoding imports, also what it imports late.
+# What decoding imports, including what it imports late.
 _PRELOADED = ["musicgen_train.preprocess.encoding.clips", "torchaudio", "soundfile"]
 
 
-def number_of_processes(settings: PreprocessSettings, rank: Rank) -> int:
-    """Decoding takes a core per 100 or so times real time; the process that encodes needs one for itself."""
-    if settings.workers is not None:
-        return settings.workers
+def number_of_processes(workers: int | None, rank: Rank) -> int:
+    """Return how many processes decode: as many as the setting `workers` says, or else one per core but one, up to 8.
+
+    The one core is for the process that encodes. Ranks on the same machine divide the cores among them.
+    """
+    if workers is not None:
+        return workers
     return max(0, min(available_cores() // rank.local_size - 1, _MOST))
 
 
 def prepare_processes() -> None:
-    """Begin what takes longest about starting them, and do not wait for it."""
+    """Start the fork server, which takes longest, without waiting for it."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         process_context()
         multiprocessing.forkserver.ensure_running()
 
 
 def process_context() -> BaseContext:
-    """How they are started.
+    """Return how worker processes are started: by a fork server, or where there is none, by spawning.
 
-    Not by forking: a forked process must not touch CUDA, and threads of this one may hold locks. A fork server imports
-    torch once for all of them; where there is none, each does so itself.
+    They are not forked from this process: a forked process must not touch CUDA, and threads of this one may hold
+    locks. A fork server imports torch once for all workers; a spawned worker does so itself.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -49,10 +51,10 @@ def process_context() -> BaseContext:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that started it does.
+    """End this worker process as soon as the process that started it ends.
 
-    Of a killed process nobody tells its workers to stop. torch looks at the process a worker was forked from, which is
-    the fork server, and that lives as long as its workers.
+    Nobody stops the workers of a killed process: torch watches the process that a worker was forked from, which is the
+    fork server, and the fork server lives as long as its workers.
     """
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 

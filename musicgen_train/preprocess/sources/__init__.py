@@ -1,1 +1,1 @@
-"""Where tracks come from, and what a source says of them."""
+"""Where tracks come from: the kinds of input, and what each says of its tracks."""

@@ -1,4 +1,4 @@
-"""What a source says of a track, read as captions, tags and metadata, and the texts made of them."""
+"""Sorts what a source says of a track into captions, tags and metadata, and makes the texts that are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from musicgen_train.preprocess.settings import CaptionSettings
 
-# Random texts tried per text wanted: a short caption has few distinct ways of dropping words.
+# Random texts tried per text wanted: a short caption has few distinct ways to drop words.
 _TRIES = 8
 
 
@@ -21,37 +21,45 @@ class Description:
     """What a source says of one track."""
 
     captions: list[str] = field(default_factory=list)
-    """Captions as they stand, the main one first; none where there is nothing but white space."""
+    """The source's own captions, the main one first; those of white space alone are left out."""
     tags: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
-    """All fields, those of captions and tags included, as values that JSON holds."""
+    """All fields, those of captions and tags included, as JSON values."""
 
+    @classmethod
+    def from_fields(
+        cls, fields: Mapping[str, Any], settings: CaptionSettings, captions: Iterable[str] = ()
+    ) -> Description:
+        """Sort the fields of a row or JSON file into captions, tags and metadata.
 
-def describe(fields: Mapping[str, Any], settings: CaptionSettings, captions: Iterable[str] = ()) -> Description:
-    """Sort the fields of a row or JSON file into captions, tags and metadata.
-
-    Args:
-        fields: by name; a caption field is a string or a list of strings, a tag field a list or "a, b, c".
-        settings: which fields are which, in order.
-        captions: captions that come before those of the fields.
-    """
-    found = list(captions)
-    for name in settings.fields:
-        found += _texts(fields.get(name))
-    tags: list[str] = []
-    for name in settings.tag_fields:
-        value = fields.get(name)
-        tags += value.split(",") if isinstance(value, str) else _texts(value)
-    return Description(captions=_distinct(found), tags=_distinct(tags), metadata=jsonable(dict(fields)))
+        Args:
+            fields: values by name. A caption field is a string or a list of strings, a tag field a list or "a, b, c".
+            settings: which fields are captions and which are tags, in order of preference.
+            captions: captions that come before those of the fields.
+        """
+        found = list(captions)
+        for name in settings.fields:
+            found += _texts(fields.get(name))
+        tags: list[str] = []
+        for name in settings.tag_fields:
+            value = fields.get(name)
+            tags += value.split(",") if isinstance(value, str) else _texts(value)
+        return cls(captions=_distinct(found), tags=_distinct(tags), metadata=jsonable(dict(fields)))
 
 
 def caption_variants(description: Description, track: str, settings: CaptionSettings) -> list[str]:
-    """The texts that a track's clips are stored with, all different, the best first.
+    """Make the texts that a track's clips are stored with, all different, the best first.
 
-    The source's own captions, all of them; then, until there are `settings.variants`: the tags, joined; the templates
-    whose fields the metadata has; random ones in turn, which are the first caption with shuffled tags behind it (or
-    the tags shuffled), and one of the texts before with words dropped, each with probability `word_dropout`. These
-    are drawn from the seed and the track's name alone. A track of which nothing is said gets none: the null condition.
+    All of the source's own captions are kept. Then others are added until there are `settings.variants`: first the
+    joined tags, then each template whose fields the metadata has, then random texts by turns: the first caption with
+    shuffled tags behind it (or the shuffled tags alone), and one of the texts so far with each word dropped with
+    probability `word_dropout`. Random texts depend on nothing but the seed and the track's id. A track of which the
+    source says nothing gets no text: the null condition.
+
+    Args:
+        description: what the source says of the track.
+        track: the track's id.
+        settings: how many texts, and how to make them.
     """
     made = [", ".join(description.tags)] if settings.tags else []
     made += [text for template in settings.templates if (text := fill(template, description.metadata)) is not None]
@@ -71,19 +79,19 @@ def caption_variants(description: Description, track: str, settings: CaptionSett
                 text = _sentence(description.captions[0], shuffled) if description.captions else shuffled
         elif settings.word_dropout > 0:
             text = drop_words(rng.choice(sources), settings.word_dropout, rng)
-        # What lost all its words would be the null condition, which training has its own share for.
+        # A text that lost all words would be the null condition, for which training has a setting of its own.
         if text and text not in texts:
             texts.append(text)
     return texts
 
 
 def drop_words(text: str, probability: float, rng: random.Random) -> str:
-    """The text without some of its words, each left out with this probability."""
+    """Return the text with each word left out with this probability."""
     return " ".join(word for word in text.split() if rng.random() >= probability)
 
 
 def fill(template: str, metadata: Mapping[str, Any]) -> str | None:
-    """A template like "{genre}, {bpm} bpm" over metadata; None where a field is missing or says nothing."""
+    """Fill a template like "{genre}, {bpm} bpm" from metadata; None where a field is missing or empty."""
     text = ""
     for literal, name, _, _ in string.Formatter().parse(template):
         text += literal
@@ -96,7 +104,7 @@ def fill(template: str, metadata: Mapping[str, Any]) -> str | None:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON holds it: bytes left out, anything unknown as its text."""
+    """Return a value as JSON can hold it: bytes are left out, and unknown types become their `str`."""
     if isinstance(value, Mapping):
         return {_clean(str(key)): jsonable(each) for key, each in value.items() if not isinstance(each, bytes)}
     if isinstance(value, list | tuple | set):
@@ -106,13 +114,13 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
-        # JSON has no NaN, which is how tables spell an empty cell.
+        # Tables write NaN for an empty cell, and JSON has no NaN.
         return value if value == value and abs(value) != float("inf") else None
     return _encodable(str(value))
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str:
-    """Metadata as the one line of JSON that the dataset stores."""
+    """Return metadata as the one line of JSON that the dataset stores."""
     return json.dumps(metadata, ensure_ascii=False, sort_keys=True)
 
 
@@ -133,7 +141,7 @@ def _as_text(value: Any) -> str:
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
-    """Cleaned texts, each once, in their order, without empty ones."""
+    """Clean texts, drop empty ones and repetitions, and keep the order."""
     return list(dict.fromkeys(filter(None, map(_clean, texts))))
 
 
@@ -142,7 +150,7 @@ def _clean(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    # Lone surrogates, from "\ud800" in JSON or a file name that is no UTF-8, fit neither Arrow nor the tokenizer.
+    # Neither Arrow nor the tokenizer takes lone surrogates, from "\ud800" in JSON or a file name that is no UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face datasets as sources: saved to disk, parquet, or of the hub."""
+"""Hugging Face datasets as sources: saved to disk, in parquet or Arrow files, or on the hub."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from musicgen_train.preprocess.settings import CaptionSettings, PreprocessSettings
-from musicgen_train.preprocess.sources.captions import describe, jsonable
+from musicgen_train.preprocess.settings import CaptionSettings, HubSettings
+from musicgen_train.preprocess.sources.captions import Description, jsonable
 from musicgen_train.preprocess.sources.listing import Listing
 from musicgen_train.preprocess.sources.tracks import Candidate, Track, split_name, split_of_folder
 
-# Name of a split, its place among them, and its column of audio.
-_About = tuple[str, int, str]
+# A split's name, its place among the splits, and its audio column.
+_SplitInfo = tuple[str, int, str]
 
 
 class DatasetSource:
-    """A Hugging Face dataset: its audio undecoded, the other columns as fields."""
+    """A Hugging Face dataset, with one track a row. The audio is left undecoded; the other columns are fields.
+
+    Args:
+        splits: `datasets.Dataset` or `datasets.IterableDataset` by name.
+        audio_column: the column with the audio; None looks for it.
+        captions: which columns are captions and which are tags.
+
+    Raises:
+        ValueError: a split has no audio column.
+    """
 
     kind = "dataset"
 
@@ -31,29 +40,29 @@ class DatasetSource:
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def check_it_is_there(self) -> None:
-        """Open files stay readable; what cannot be read raises by itself."""
+        """Do nothing: files that are open stay readable, and reading what is gone raises by itself."""
 
     def __iter__(self) -> Iterator[Candidate]:
         for place, (name, (split, column)) in enumerate(self._splits.items()):
-            about = (name, place, column)
+            info = (name, place, column)
             if hasattr(split, "__len__"):
-                # A row may hold megabytes of audio: read when it is wanted, not when it is listed.
+                # A row may hold megabytes of audio, so it is read when its turn comes, not when it is listed.
                 for number in range(len(split)):
-                    read = functools.partial(self._row, split, number, about)
-                    yield self._candidate(read, number, about, f"{split._fingerprint} {number}")
+                    read = functools.partial(self._row, split, number, info)
+                    yield self._candidate(read, number, info, f"{split._fingerprint} {number}")
             else:
                 for number, row in enumerate(split):
-                    yield self._candidate(functools.partial(self._track, row, number, about, ""), number, about, "")
+                    yield self._candidate(functools.partial(self._track, row, number, info, ""), number, info, "")
 
-    def _candidate(self, read: Callable[[], Track], number: int, about: _About, stamp: str) -> Candidate:
-        name, place, _ = about
+    def _candidate(self, read: Callable[[], Track], number: int, info: _SplitInfo, stamp: str) -> Candidate:
+        name, place, _ = info
         return Candidate(id=f"{name}/{number:08d}", order=f"{place:06d}/{number:012d}", stamp=lambda: stamp, read=read)
 
-    def _row(self, split: Any, number: int, about: _About) -> Track:
-        return self._track(split[number], number, about, f"{split._fingerprint} {number}")
+    def _row(self, split: Any, number: int, info: _SplitInfo) -> Track:
+        return self._track(split[number], number, info, f"{split._fingerprint} {number}")
 
-    def _track(self, row: dict[str, Any], number: int, about: _About, stamp: str) -> Track:
-        name, place, column = about
+    def _track(self, row: dict[str, Any], number: int, info: _SplitInfo, stamp: str) -> Track:
+        name, place, column = info
         row = dict(row)
         audio = row.pop(column)
         stated = split_name(row.get("split"))
@@ -62,7 +71,7 @@ class DatasetSource:
             order=f"{place:06d}/{number:012d}",
             audio=b"",
             split=stated or (split_name(name) if len(self._splits) > 1 else None),
-            description=describe(row, self._captions),
+            description=Description.from_fields(row, self._captions),
         )
         if isinstance(audio, Mapping):
             track.description.metadata.setdefault("file", jsonable(audio.get("path")))
@@ -70,7 +79,7 @@ class DatasetSource:
         if isinstance(audio, bytes) and audio:
             track.audio, track.stamp = audio, stamp
         elif isinstance(audio, str) and audio:
-            # A file of its own, which may change while the dataset does not: it has no stamp.
+            # The audio file may change while the dataset does not, so the track has no stamp.
             track.audio = Path(audio)
         else:
             track.problem = f"the row has no audio in its column {column}"
@@ -78,22 +87,22 @@ class DatasetSource:
 
 
 def open_dataset(
-    settings: PreprocessSettings, path: Path | None, name: str, listing: Listing | None = None
+    name: str, path: Path | None, listing: Listing | None, hub: HubSettings, captions: CaptionSettings
 ) -> DatasetSource:
-    """The dataset of that name.
+    """Open a dataset of the hub or of this machine.
 
     Args:
-        settings: which part of it.
-        path: its file or folder; None for one of the hub.
-        name: its name on the hub, or the path as it was given.
-        listing: of a folder with parquet files; of a saved dataset, and of a file, None.
+        name: its id on the hub, or its path as the user gave it.
+        path: its file or folder; None for a dataset of the hub.
+        listing: the files of a folder with parquet files; None for anything else.
+        hub: which part of it to read, and how.
+        captions: which columns are captions and which are tags.
 
     Raises:
-        ValueError: it cannot be read, or has no audio.
+        ValueError: the dataset cannot be read, or has no audio.
     """
     import datasets
 
-    hub = settings.hub
     try:
         if path is None:
             found = datasets.load_dataset(
@@ -117,11 +126,11 @@ def open_dataset(
         if hub.split not in found:
             raise ValueError(f"the dataset {name} has no split {hub.split!r}; it has {', '.join(found)}")
         found = {hub.split: found[hub.split]}
-    return DatasetSource(found, hub.audio_column, settings.captions)
+    return DatasetSource(found, hub.audio_column, captions)
 
 
 def _parquet_files(path: Path, listing: Listing | None) -> dict[str, list[str]]:
-    """Parquet files by split, which folders or names like `validation-00000-of-00001.parquet` may say."""
+    """Sort parquet files into splits, by folder or by names like `validation-00000-of-00001.parquet`."""
     if listing is None:
         return {"train": [str(path)]}
     files: dict[str, list[str]] = {}
@@ -154,7 +163,7 @@ def _audio_column(split: Any, asked: str | None) -> str:
 def _undecoded(split: Any, column: str) -> tuple[Any, str]:
     import datasets
 
-    # datasets itself decodes with torchcodec only, which a bare machine does not have.
+    # datasets itself decodes with torchcodec alone, which not every machine has.
     if split.features is not None and isinstance(split.features.get(column), datasets.Audio):
         split = split.cast_column(column, datasets.Audio(decode=False))
     return split, column

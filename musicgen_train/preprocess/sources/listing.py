@@ -1,4 +1,4 @@
-"""The files below a folder, listed once and kept on disk."""
+"""Lists the files below a folder, once, and keeps the names on disk."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from musicgen_train.preprocess.work.scratch import scratch_database
+from musicgen_train.preprocess.scratch import scratch_database
 
 
 class Listing:
     """The names of all files below a folder, sorted, relative to it and with forward slashes.
 
-    Links to folders are followed once all real folders are listed, so that files go by their own path where they have
-    one. A folder that was seen before, by whatever path, is not entered again: loops end. Memory holds none of it.
+    Links to folders are followed after all real folders are listed, so that a file has its own path where it has one.
+    A folder that was entered before, by whatever path, is not entered again, so loops end. The names are kept in a
+    database on disk, not in memory.
 
     Args:
         root: the folder.
 
     Raises:
-        OSError: `root` cannot be listed. A folder further down that cannot be goes into `unlisted`.
+        OSError: `root` cannot be listed. A folder further down that cannot be listed goes into `unlisted`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.unlisted: dict[str, str] = {}
-        """Folders that could not be listed, and why."""
+        """The folders that could not be listed, each with the reason."""
         self._database = scratch_database()
-        # As bytes, since names need not be text; their order is that of the characters.
+        # Names are bytes, since they need not be text; UTF-8 sorts in the order of the characters.
         self._database.execute("CREATE TABLE files (path BLOB PRIMARY KEY, name BLOB, suffix BLOB) WITHOUT ROWID")
         self._database.execute("CREATE TABLE pending (is_link INTEGER, path BLOB, PRIMARY KEY (is_link, path))")
         self._database.execute("CREATE TABLE seen (device TEXT, inode TEXT, PRIMARY KEY (device, inode))")
@@ -48,7 +49,7 @@ class Listing:
             yield os.fsdecode(path)
 
     def named(self, names: Sequence[str]) -> list[str]:
-        """The files of these names, in whatever folder."""
+        """Return the files with these names, in any folder."""
         places = ", ".join("?" * len(names))
         found = self._database.execute(
             f"SELECT path FROM files WHERE name IN ({places}) ORDER BY path", [os.fsencode(name) for name in names]
@@ -56,11 +57,11 @@ class Listing:
         return [os.fsdecode(path) for (path,) in found]
 
     def suffixes(self) -> set[str]:
-        """The endings of all files, in lower case, with their dot."""
+        """Return the suffixes of all files in lower case, with their dot."""
         return {os.fsdecode(suffix) for (suffix,) in self._database.execute("SELECT DISTINCT suffix FROM files")}
 
     def ending(self, suffixes: Sequence[str]) -> Iterator[str]:
-        """The files with these endings, in lower case, but hidden ones."""
+        """Yield the files with these suffixes, which are given in lower case. Hidden files are left out."""
         places = ", ".join("?" * len(suffixes))
         found = self._database.execute(
             f"SELECT path FROM files WHERE suffix IN ({places}) AND substr(name, 1, 1) != x'2e' ORDER BY path",
@@ -70,7 +71,7 @@ class Listing:
             yield os.fsdecode(path)
 
     def count_ending(self, suffixes: Sequence[str]) -> int:
-        """How many files `ending` gives."""
+        """Return how many files `ending` yields."""
         return sum(1 for _ in self.ending(suffixes))
 
     def _following(self) -> str | None:
@@ -83,7 +84,7 @@ class Listing:
     def _enter(self, folder: str) -> None:
         try:
             status = os.stat(self.root / folder)
-            # As text: inode numbers may be larger than SQLite's integers.
+            # Inode numbers may be larger than SQLite's integers, so they are text.
             new = self._database.execute(
                 "INSERT OR IGNORE INTO seen VALUES (?, ?)", (str(status.st_dev), str(status.st_ino))
             )
@@ -104,3 +105,13 @@ class Listing:
                         )
         except OSError as error:
             self.unlisted[folder] = error.strerror or type(error).__name__
+
+
+def check_not_empty(folder: Path) -> None:
+    """Raise OSError where a folder is gone or empty.
+
+    When a disk is taken away, the folder it was mounted on is left, and is empty.
+    """
+    with os.scandir(folder) as entries:
+        if next(entries, None) is None:
+            raise FileNotFoundError(f"{folder} is empty")

@@ -1,4 +1,4 @@
-"""A track, as every source lists and describes it, and what its name says of it."""
+"""Tracks and the sources that list them, whatever the kind of source."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from musicgen_train.preprocess.scratch import scratch_database
 from musicgen_train.preprocess.sources.captions import Description
-from musicgen_train.preprocess.work.scratch import scratch_database
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -28,30 +28,30 @@ _SPLIT_NAMES = {
 
 @dataclass(kw_only=True)
 class Track:
-    """One piece of audio and what is said of it."""
+    """One piece of audio and what the source says of it."""
 
     id: str
-    """Path below the input folder with forward slashes, or split and row of a dataset; unique."""
+    """The path below the input folder with forward slashes, or split and row of a dataset. It is unique."""
     audio: Path | bytes
-    """An encoded audio file."""
+    """An audio file, by its path or its content."""
     description: Description = field(default_factory=Description)
     split: str | None = None
-    """Where the source puts it."""
+    """The split that the source states."""
     group: str = ""
-    """What it shares with tracks that must be in the same split, as a file listed twice; by default nothing."""
+    """A name shared by tracks that must be in the same split, such as a file that is listed twice; "" for none."""
     problem: str | None = None
-    """Why it cannot be used, where the source itself knows."""
+    """Why the track cannot be used, where the source already knows."""
     order: str = ""
-    """That of its candidate."""
+    """`Candidate.order`."""
     stamp: str = ""
-    """That of its candidate when it was read; "" where it does not cover all that was read."""
+    """`Candidate.stamp` just before the track was read; "" where it does not cover everything that was read."""
     key: str = ""
-    """See `content_key`."""
+    """`content_key`, once it is worked out."""
 
     def content_key(self) -> str:
-        """SHA-256 of what decides the track's rows, settings and encoders apart: itself, and what is said of it.
+        """Return the SHA-256 of what decides the track's rows apart from settings and encoders: audio and description.
 
-        A file counts by its size and time of change, since reading it twice would cost as much as decoding it.
+        A file counts by its size and modification time, since hashing its bytes would cost as much as decoding it.
         """
         description = self.description
         about = [self.id, description.captions, description.tags, description.metadata, self.split, self.group]
@@ -63,44 +63,44 @@ class Track:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A track that is known by name and not read yet."""
+    """A track that is listed by name and not read yet."""
 
     id: str
     """`Track.id`."""
     order: str
-    """Sorting by it gives the order of the source, also for candidates that different processes listed."""
+    """The sort key for the order of the source; it is the same in every process that lists the source."""
     stamp: Callable[[], str]
-    """Changes whenever what `read` would give does, and costs next to nothing; "" where only reading tells."""
+    """Changes whenever the result of `read` would, and is cheap; "" where only reading can tell."""
     read: Callable[[], Track]
-    """The track with captions, and its audio or where that is."""
+    """Reads the track: its captions, and its audio or the path of it."""
 
 
 class Source(Protocol):
-    """Candidates in an order that is always the same."""
+    """Something that lists candidates, always in the same order."""
 
     kind: str
-    """A word for people."""
+    """A word for messages, such as `folder`."""
 
     def __iter__(self) -> Iterator[Candidate]: ...
 
     def count(self) -> int | None:
-        """How many candidates there are, where that is known before reading them."""
+        """Return the number of candidates; None where only reading them all would tell."""
         ...
 
     def check_it_is_there(self) -> None:
-        """Raise OSError where what is read from is gone as a whole, as a disk that was taken away."""
+        """Raise OSError where the whole input is gone, for example because a disk was taken away."""
         ...
 
 
 class UniqueNames:
-    """Names that Arrow can hold and that stay different from each other: a second "a" becomes "a (2)"."""
+    """Makes names unique and valid UTF-8, as Arrow needs them: a second "a" becomes "a (2)"."""
 
     def __init__(self) -> None:
         self._database = scratch_database()
         self._database.execute("CREATE TABLE given (name TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
 
     def of(self, name: str) -> str:
-        """The name to use for this one."""
+        """Return the name to use in place of this one."""
         printable = name.encode("utf-8", "replace").decode("utf-8")
         unique, number = printable, 1
         while not self._take(unique):
@@ -117,7 +117,7 @@ class UniqueNames:
 
 
 def file_stamp(path: str | os.PathLike[str]) -> str:
-    """A file's size in bytes and time of change in nanoseconds; "-" where there is none that can be looked at."""
+    """Return a file's size in bytes and modification time in nanoseconds; "-" where it cannot be looked at."""
     try:
         status = os.stat(path)
     except OSError:
@@ -126,11 +126,16 @@ def file_stamp(path: str | os.PathLike[str]) -> str:
 
 
 def split_of_folder(relative: str) -> str | None:
-    """The split that the first folder of a relative path names."""
+    """Return the split that the first folder of a relative path names; None where it names none."""
     parts = PurePosixPath(relative).parts
     return split_name(parts[0]) if len(parts) > 1 else None
 
 
 def split_name(name: object) -> str | None:
-    """The split that a word stands for, as "valid" for validation; None for any other."""
+    """Return the split that a word stands for, such as validation for "valid"; None for any other word."""
     return _SPLIT_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+
+
+def problem_text(error: Exception, root: Path) -> str:
+    """Return an error's message as one line, with the paths in it relative to the input folder."""
+    return " ".join(str(error).replace(f"{root}{os.sep}", "").split())

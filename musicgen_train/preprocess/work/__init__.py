@@ -1,1 +1,1 @@
-"""What a preprocessing run keeps on disk so that it can be killed, continued, shared and grown."""
+"""What a run keeps on disk so that it can be killed, resumed, shared and grown."""

@@ -1,4 +1,4 @@
-"""Which process of how many this one is, and which tracks are its own."""
+"""Which of several processes this one is, and which tracks it encodes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What torchrun and srun say to each process they start.
+# torchrun and srun set these for each process they start.
 _LAUNCHER_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One of several processes that share the work and talk to each other through the work folder alone."""
+    """One of several processes that share the work. They communicate through the work folder alone."""
 
     number: int = 0
     world_size: int = 1
     local: int = 0
-    """Its number among those of its machine, which decides its GPU."""
+    """The number of this process on its machine, which decides its GPU."""
     local_size: int = 1
-    """How many share the machine's cores, as far as that is known."""
+    """How many processes share the machine's cores, as far as that is known."""
 
     def __post_init__(self) -> None:
         if self.world_size < 1 or not 0 <= self.number < self.world_size:
@@ -33,7 +33,7 @@ class Rank:
         return f"rank {self.number} of {self.world_size}"
 
     def owns(self, track_id: str) -> bool:
-        """Whether a track is this process's. It goes by the SHA-256 of the name, wherever in the listing it comes."""
+        """Return True if this process encodes the track. The SHA-256 of its id decides, not where it is listed."""
         digest = hashlib.sha256(track_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") % self.world_size == self.number
 
@@ -41,10 +41,15 @@ class Rank:
 def find_rank(
     rank: int | None = None, world_size: int | None = None, environment: Mapping[str, str] = os.environ
 ) -> Rank:
-    """The rank that is given, or else what torchrun or SLURM say, as Lightning reads it; or else the only one.
+    """Return the rank that is given, else the rank that torchrun or SLURM state, else the only rank of one.
+
+    Args:
+        rank: the number of this process, from 0.
+        world_size: how many processes there are.
+        environment: the launchers' variables, which Lightning reads.
 
     Raises:
-        ValueError: the two do not go together, or what SLURM says is incomplete.
+        ValueError: `rank` and `world_size` do not go together, or the launcher's variables are incomplete.
     """
     if rank is not None and world_size is not None:
         return Rank(number=rank, world_size=world_size)
@@ -66,7 +71,7 @@ def find_rank(
             number=launcher.global_rank(),
             world_size=launcher.world_size(),
             local=launcher.local_rank(),
-            # Of torchrun's; SLURM gives each task cores of its own.
+            # torchrun states it; SLURM gives each task cores of its own.
             local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
         )
     except (RuntimeError, KeyError) as error:

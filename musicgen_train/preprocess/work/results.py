@@ -1,19 +1,21 @@
-"""What is encoded already, and what a rank found and made: tables on disk, written down when the rank is done."""
+"""What became of each track: the tracks that are encoded already, and the results that a rank hands over."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from musicgen_train.files import write_atomically
+from musicgen_train.preprocess.scratch import scratch_database
 from musicgen_train.preprocess.settings import SplitSettings
 from musicgen_train.preprocess.work.ranks import Rank
-from musicgen_train.preprocess.work.scratch import scratch_database
 from musicgen_train.preprocess.work.shards import TRACKS_NAME, DamagedShardError, check_sizes, read_table, shards_in
 
 _PART_FORMAT = 1
@@ -21,7 +23,7 @@ _PART_FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A track and the row of a shard that says what became of it."""
+    """What became of a track, and the row of a shard that holds it."""
 
     order: str
     """`Candidate.order`."""
@@ -29,24 +31,23 @@ class Result:
     key: str
     """`Track.content_key`."""
     problem: str | None
-    """Why it was rejected."""
+    """Why the track was rejected; None if it was not."""
     shard: str
     row: int
 
 
 class EncodedTracks:
-    """The tracks of this rank that earlier runs encoded, from the shards that are there.
+    """The tracks of a rank that earlier runs encoded, read from the shards.
 
-    A track that was rejected is not among them: the reason may be gone, and it costs little to try again.
+    Rejected tracks are left out: the reason may be gone, and trying again costs little. A damaged shard is removed so
+    that its tracks are encoded again, with a line on standard error.
 
     Args:
-        folder: with all shards.
-        rank: whose tracks.
+        folder: the folder with all shards.
+        rank: the rank.
     """
 
     def __init__(self, folder: Path, rank: Rank) -> None:
-        self.damaged: list[DamagedShardError] = []
-        """Shards that cannot be used."""
         self._database = scratch_database()
         self._database.execute(
             "CREATE TABLE encoded (id TEXT, stamp TEXT, key TEXT, shard TEXT, row INTEGER, PRIMARY KEY (id, shard)) "
@@ -57,7 +58,8 @@ class EncodedTracks:
                 check_sizes(shard)
                 table = read_table(shard, TRACKS_NAME)
             except DamagedShardError as error:
-                self.damaged.append(error)
+                print(f"{error}; its tracks are encoded again", file=sys.stderr, flush=True)
+                shutil.rmtree(shard, ignore_errors=True)
                 continue
             columns = (table[name].to_pylist() for name in ("id", "stamp", "key", "problem"))
             self._database.executemany(
@@ -70,11 +72,11 @@ class EncodedTracks:
             )
 
     def unchanged(self, track: str, order: str, stamp: str) -> Result | None:
-        """The result of a track whose stamp is that of when it was encoded."""
+        """Return the result of a track whose stamp has not changed; None if it is new, has changed, or has no stamp."""
         return self._find(track, order, "stamp", stamp) if stamp else None
 
     def equal(self, track: str, order: str, key: str) -> Result | None:
-        """The result of a track that was read again and has the same content."""
+        """Return the result of a track that was read again and has the same content; None if there is none."""
         return self._find(track, order, "key", key)
 
     def _find(self, track: str, order: str, column: str, value: str) -> Result | None:
@@ -88,7 +90,7 @@ class EncodedTracks:
 
 
 class Results:
-    """Results in the order of the source, whatever the order they came in."""
+    """Results in the order of the source, whatever the order they are added in. They are kept on disk."""
 
     def __init__(self) -> None:
         self._database = scratch_database()
@@ -98,7 +100,7 @@ class Results:
         )
 
     def add(self, result: Result) -> None:
-        """Take one more."""
+        """Add a result."""
         self._database.execute(
             "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)",
             (result.order, result.id, result.key, result.problem, result.shard, result.row),
@@ -114,14 +116,14 @@ class Results:
         return self._database.execute("SELECT 1 FROM results WHERE id = ?", (track,)).fetchone() is not None
 
     def shards(self) -> Iterator[str]:
-        """The name of each shard that a result is in."""
+        """Yield the name of each shard that holds a result."""
         for (shard,) in self._database.execute("SELECT DISTINCT shard FROM results ORDER BY shard"):
             yield shard
 
     def content(self, settings: SplitSettings) -> str:
-        """SHA-256 over what decides the rows of a dataset: what all tracks are and became, and how they are divided.
+        """Return the SHA-256 of what decides a dataset's rows: the tracks, their results, and the split settings.
 
-        The same for any number of ranks, runs and shards.
+        It is the same for any number of ranks, runs and shards.
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
         for result in self:
@@ -129,12 +131,12 @@ class Results:
         return digest.hexdigest()
 
     def write_part(self, path: Path, staging: Path, listing: str) -> None:
-        """Write them as the part of a rank, which appears in one rename.
+        """Write a rank's results to a file, which appears in one rename.
 
         Args:
-            path: of the part.
+            path: the file.
             staging: a folder on the same file system.
-            listing: `ListingDigest` of what the rank saw.
+            listing: `ListingDigest` of the candidates that the rank listed.
         """
 
         def write(file: BinaryIO) -> None:
@@ -147,7 +149,7 @@ class Results:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Path]) -> Results:
-        """The results of all ranks."""
+        """Read the results of all ranks."""
         results = cls()
         for part in parts:
             with part.open(encoding="utf-8") as file:
@@ -159,7 +161,7 @@ class Results:
 
 
 def listing_of(part: Path) -> str | None:
-    """`ListingDigest` of what the rank of a part saw; None where there is no part yet."""
+    """Return the `ListingDigest` in a rank's results; None where they are not there yet, or of another format."""
     try:
         with part.open(encoding="utf-8") as file:
             header: dict[str, Any] = json.loads(next(file))
@@ -169,15 +171,15 @@ def listing_of(part: Path) -> str | None:
 
 
 class ListingDigest:
-    """Of the names of all candidates: parts belong together where their ranks listed the same."""
+    """A digest of the ids of all candidates. Ranks whose digests differ listed different inputs."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add(self, track: str) -> None:
-        """The next candidate."""
+        """Add the next candidate's id."""
         self._digest.update(f"{track}\n".encode())
 
     def hex(self) -> str:
-        """Of all so far."""
+        """Return the digest of all ids so far."""
         return self._digest.hexdigest()

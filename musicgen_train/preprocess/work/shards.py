@@ -1,12 +1,12 @@
-"""Shards: what some tracks became, in a folder of their own that is there whole or not at all.
+"""Shards: the results for some tracks, in a folder that is there whole or not at all.
 
-    <name>/tracks.arrow     a row per track: its key, what it says of its clips, or why it was rejected
-    <name>/clips.arrow      a row per clip, those of a track one after the other
+    <name>/tracks.arrow     a row per track: its key, its clips and description, or why it was rejected
+    <name>/clips.arrow      a row per clip; the clips of a track follow each other
     <name>/captions.arrow   each distinct caption of these tracks, with its states
-    <name>/files.json       sizes and checksums of the three
+    <name>/files.json       sizes and checksums of these three files
 
-The folder appears in one rename, which is the mark that it is complete. Its name is a hash of what its tracks are, so
-that whoever encodes the same tracks makes the same shard. Nothing in it depends on other shards.
+The folder appears in one rename, so a shard that exists is complete. Its name is a hash of its tracks and what became
+of them, so any process that encodes the same tracks makes the same shard. Nothing in a shard depends on other shards.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ TRACK_FEATURES = datasets.Features(
         "id": datasets.Value("string"),
         "key": datasets.Value("string"),  # `Track.content_key`
         "stamp": datasets.Value("string"),  # `Candidate.stamp`
-        "problem": datasets.Value("string"),  # why it cannot be used; null where it can
-        "first_clip": datasets.Value("int32"),  # row of its first clip
-        "clips": datasets.Value("int32"),  # 0: it is too short for one
-        "short_tail": datasets.Value("bool"),  # sound at its end was too short for a clip
+        "problem": datasets.Value("string"),  # why the track cannot be used; null where it can
+        "first_clip": datasets.Value("int32"),  # the row of its first clip
+        "clips": datasets.Value("int32"),  # 0: the track is too short for a clip
+        "short_tail": datasets.Value("bool"),  # what was left at the end was too short for a clip
         "captions": datasets.List(datasets.Value("string")),
         "metadata": datasets.Value("string"),  # JSON
         "stated_split": datasets.Value("string"),
@@ -56,14 +56,14 @@ SHARD_CLIP_FEATURES = datasets.Features(
     }
 )
 SHARD_CAPTION_FEATURES = datasets.Features(
-    {**CAPTION_FEATURES, "cut": datasets.Value("bool")}  # whether it was longer than `captions.max_tokens`
+    {**CAPTION_FEATURES, "cut": datasets.Value("bool")}  # the caption was longer than `captions.max_tokens`
 )
 _FEATURES = {TRACKS_NAME: TRACK_FEATURES, CLIPS_NAME: SHARD_CLIP_FEATURES, CAPTIONS_NAME: SHARD_CAPTION_FEATURES}
 _BLOCK = 1 << 20
 
 
 class DamagedShardError(ValueError):
-    """A shard whose files are not what was written."""
+    """A shard's files are not what was written."""
 
     def __init__(self, shard: Path, how: str) -> None:
         super().__init__(f"shard {shard} is damaged: {how}")
@@ -72,7 +72,7 @@ class DamagedShardError(ValueError):
 
 
 def shard_name(tracks: Sequence[dict[str, Any]]) -> str:
-    """The name of the shard of these rows of tracks: what they are, and what became of them."""
+    """Return the name of the shard with these rows of tracks."""
     about = (f"{row['key']} {row['stamp']} {row['problem'] or ''}" for row in tracks)
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:32]
 
@@ -84,17 +84,20 @@ def write_shard(
     clips: Sequence[dict[str, Any]],
     captions: Sequence[dict[str, Any]],
 ) -> Path:
-    """Write a shard; it appears in `folder` in one rename.
+    """Write a shard, which appears in `folder` in one rename.
 
     Args:
-        folder: where all shards are.
-        staging: a folder on the same file system in which it is written; what a killed process leaves there is waste.
+        folder: the folder with all shards.
+        staging: a folder on the same file system to write in; files that a killed process leaves there are not used.
+        tracks: the rows of `tracks.arrow`.
+        clips: the rows of `clips.arrow`.
+        captions: the rows of `captions.arrow`.
 
     Returns:
-        Its own folder. One of that name that is there already stays as it is.
+        The shard's folder. If a shard of that name exists already, it stays as it is.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the shard cannot be written.
     """
     name = shard_name(tracks)
     target = folder / name
@@ -116,21 +119,21 @@ def write_shard(
         flush_to_disk(folder)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
-        # Another process may have made the same one in the meantime.
+        # Another process may have made the same shard in the meantime.
         if not target.exists():
             raise
     return target
 
 
 def shards_in(folder: Path) -> Iterator[Path]:
-    """All shards of a folder."""
+    """Yield all shards in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             yield folder / entry.name
 
 
 def check_sizes(shard: Path) -> None:
-    """Look whether all files are there and as long as they were written. Raises DamagedShardError otherwise."""
+    """Raise DamagedShardError unless all files are there and have the size they were written with."""
     for name, about in _files_of(shard).items():
         try:
             size = (shard / name).stat().st_size
@@ -141,7 +144,7 @@ def check_sizes(shard: Path) -> None:
 
 
 def check_content(shard: Path) -> None:
-    """Read all files and compare their checksums. Raises DamagedShardError where one differs."""
+    """Read all files, and raise DamagedShardError where a size or checksum differs."""
     check_sizes(shard)
     for name, about in _files_of(shard).items():
         if _crc32(shard / name) != about["crc32"]:
@@ -149,10 +152,10 @@ def check_content(shard: Path) -> None:
 
 
 def read_table(shard: Path, name: str) -> pa.Table:
-    """A table of a shard, memory-mapped.
+    """Open a table of a shard, memory-mapped.
 
     Raises:
-        DamagedShardError: it is no such table.
+        DamagedShardError: the file is no such table.
     """
     try:
         with pa.memory_map(str(shard / name)) as file, pa.ipc.open_stream(file) as stream:
@@ -165,7 +168,7 @@ def read_table(shard: Path, name: str) -> pa.Table:
 
 
 def flush_tree_to_disk(folder: Path) -> None:
-    """Have all files of a folder, and of those in it, on the disk itself."""
+    """Flush everything in and below a folder to the disk itself."""
     for path in [*sorted(folder.rglob("*")), folder]:
         flush_to_disk(path)
 

@@ -1,15 +1,15 @@
-"""The work folder: what is encoded, kept beside the output, so that a run may be killed, continued, shared and grown.
+"""The work folder keeps what is encoded beside the output, so that a run may be killed, resumed, shared and grown.
 
     .NAME.work/                 beside the output NAME
-      <settings>/               a hash of what decides the content of clips; another is never mixed in
+      <hash>/                   a hash of everything that decides the content of clips; different ones are never mixed
         about.json              those settings and encoders in words, the input, and how tracks are divided into splits
         shards/<shard>/         see `shards.py`
-        parts/00000-of-00002    what rank 0 of 2 found and made; there once it is done
-        published.json          which datasets were made of this
-        staging/00000/          what rank 0 is writing; waste, if nobody runs
+        parts/00000-of-00002    the results of rank 0 of 2; there once that rank is done
+        published.json          which datasets were assembled from this work
+        staging/00000/          files that rank 0 is writing; left over if no process runs
         locks/                  held while a rank works; the system releases them when a process dies
 
-Everything appears by one rename. No file is written by two processes, except where both write the same.
+Everything appears in one rename. No file is written by two processes, except where both write the same content.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ from typing import Any
 
 from musicgen_train.files import json_text, read_json, write_atomically
 from musicgen_train.latents.format import MANIFEST_NAME
-from musicgen_train.preprocess.encoding.encoders import Encoders
 from musicgen_train.preprocess.settings import PreprocessSettings
 from musicgen_train.preprocess.work.ranks import Rank
 
@@ -36,25 +36,25 @@ ABOUT_NAME = "about.json"
 PUBLISHED_NAME = "published.json"
 _WORK_FORMAT = 1
 _DIGEST_CHARACTERS = 16
-# What decides the dataset beside what decides the clips.
+# These settings decide the dataset, and do not change the clips.
 _DATASET_SETTINGS = ("input", "input_format", "hub", "split")
 
 
 def work_root(output: Path) -> Path:
-    """The folder beside the output, on the same file system, with the work of all settings."""
+    """Return the folder beside the output, on the same file system, that holds the work of all settings."""
     output = Path(os.path.realpath(output))
     return output.parent / f".{output.name}.work"
 
 
 def made_here(output: Path) -> bool:
-    """Whether the dataset in `output` was made of what its work folder holds."""
+    """Return True if the dataset in `output` was assembled from what its work folder holds."""
     digest = manifest_digest(output)
     found = (read_published(about.parent) for about in work_root(output).glob(f"*/{ABOUT_NAME}"))
     return digest is not None and any(digest in published.manifests for published in found)
 
 
 def manifest_digest(folder: Path) -> str | None:
-    """SHA-256 of a dataset's manifest, which no two runs write alike; None where there is none."""
+    """Return the SHA-256 of a dataset's manifest, which differs from run to run; None where there is no dataset."""
     try:
         return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
@@ -63,16 +63,43 @@ def manifest_digest(folder: Path) -> str | None:
 
 @dataclass(kw_only=True)
 class Published:
-    """What was made of a work folder."""
+    """The datasets that were assembled from a work folder."""
 
     content: str = ""
-    """`Results.content` of the last."""
+    """`Results.content` of the last dataset."""
     manifests: tuple[str, ...] = ()
-    """`manifest_digest` of all."""
+    """`manifest_digest` of all of them."""
+
+
+def describe_work(
+    settings: PreprocessSettings, *, text_encoder: str, audio_encoder: str, audio_channels: int
+) -> dict[str, Any]:
+    """Return the content of `about.json`: everything that decides what a dataset holds, apart from the audio.
+
+    Args:
+        settings: the settings of the run.
+        text_encoder: the text encoder's fingerprint.
+        audio_encoder: the codec's fingerprint.
+        audio_channels: the channels that are coded.
+    """
+    values = settings.to_dict()
+    dataset = {name: values[name] for name in _DATASET_SETTINGS}
+    if Path(settings.input).expanduser().exists():
+        dataset["input"] = os.path.realpath(Path(settings.input).expanduser())
+    return {
+        "work_format": _WORK_FORMAT,
+        "clips": settings.decisive(),
+        "encoders": {
+            "text encoder": text_encoder,
+            "audio encoder": audio_encoder,
+            "audio_channels": audio_channels,
+        },
+        "dataset": dataset,
+    }
 
 
 def read_published(folder: Path) -> Published:
-    """What was made of the work in a folder; nothing where nothing was, or where the note of it is damaged."""
+    """Read `published.json`; a missing or damaged file counts as no datasets."""
     try:
         values = read_json(folder / PUBLISHED_NAME)
         return Published(content=str(values["content"]), manifests=tuple(values["manifests"]))
@@ -80,27 +107,45 @@ def read_published(folder: Path) -> Published:
         return Published()
 
 
+@contextlib.contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Tell the user what is kept and what to do when the disk of the work folder, or of temporary files, is full."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"no space for temporary tables ({error}): name a folder with some in the variable SQLITE_TMPDIR, and run "
+            "the same command again"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise type(error)(
+            f"no space left on the disk of {folder}. What is encoded so far is kept: make space, and run the same "
+            "command again"
+        ) from error
+
+
 class WorkFolder:
-    """The work of one output with one set of settings, as a rank sees it.
+    """The work for one output with one set of settings, as one rank sees it.
 
     Args:
         output: the dataset to make.
-        settings: of the run.
-        encoders: of the run.
+        about: what decides the dataset, see `describe_work`.
         rank: this process.
+        overwrite: allow that the folder holds work made with other settings or of another input.
 
     Raises:
-        ValueError: there is work with other settings, or of another input, and not `overwrite`.
-        OSError: it cannot be written.
+        ValueError: there is such work, without `overwrite`.
+        OSError: the folder cannot be written.
     """
 
-    def __init__(self, output: Path, settings: PreprocessSettings, encoders: Encoders, rank: Rank) -> None:
+    def __init__(self, output: Path, about: dict[str, Any], rank: Rank, *, overwrite: bool) -> None:
         self.root = work_root(output)
         self.rank = rank
-        about = _about(settings, encoders)
         self.folder = self.root / _digest(about)
         self._output = output
-        if not settings.overwrite:
+        if not overwrite:
             self._refuse_others(about)
         self.shards = self.folder / "shards"
         self._parts = self.folder / "parts"
@@ -117,7 +162,7 @@ class WorkFolder:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Work as this rank, alone; what an earlier process of this rank left unfinished goes away.
+        """Hold this rank's lock, and remove what an earlier process of this rank left unfinished.
 
         Raises:
             ValueError: another process works as this rank.
@@ -130,37 +175,42 @@ class WorkFolder:
                 )
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging.mkdir(exist_ok=True)
-            # Until this process is done its part is not, whatever an earlier run found.
+            # The part of an earlier run no longer counts; this process writes a new one when it is done.
             self.part().unlink(missing_ok=True)
             yield
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """Assemble as the only one, as far as the file system knows locks; waits for another that does."""
+        """Hold the lock of the process that assembles, waiting for another that holds it."""
         with self._lock("finish", wait=True):
             yield
 
     def part(self, rank: int | None = None) -> Path:
-        """Where a rank's result is; by default this one's."""
+        """Return the path of a rank's results, by default those of this rank."""
         number = self.rank.number if rank is None else rank
         return self._parts / f"{number:05d}-of-{self.rank.world_size:05d}"
 
     def parts(self) -> list[Path]:
-        """The results of all ranks, whether they are there or not."""
+        """Return the paths of all ranks' results, whether they exist yet or not."""
         return [self.part(rank) for rank in range(self.rank.world_size)]
 
     def published(self) -> Published:
-        """What was made of this work."""
+        """Return which datasets were assembled from this work."""
         return read_published(self.folder)
 
     def note_published(self, content: str, manifest: str) -> None:
-        """Note what is about to be made of this work."""
+        """Record a dataset that is about to be put in its place.
+
+        Args:
+            content: its `Results.content`.
+            manifest: its `manifest_digest`.
+        """
         before = self.published().manifests
         kept = {"content": content, "manifests": [*(each for each in before if each != manifest), manifest]}
         self._write_json(self.folder / PUBLISHED_NAME, kept)
 
     def clean(self) -> None:
-        """Remove what is of no use once a dataset is published: work with other settings, and what was replaced."""
+        """Remove what is of no use after publishing: work with other settings, and staging folders of former ranks."""
         for path in [*self.root.iterdir(), *(self.folder / "staging").iterdir()]:
             of_other_settings = path.parent == self.root and path != self.folder
             of_no_rank = path.parent != self.root and int(path.name) >= self.rank.world_size
@@ -168,7 +218,7 @@ class WorkFolder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove all work of this output."""
+        """Remove all work for this output."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _write_json(self, path: Path, content: dict[str, Any]) -> None:
@@ -189,10 +239,10 @@ class WorkFolder:
 
     @contextlib.contextmanager
     def _lock(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock that the system releases when this process ends, however it does; says whether it is held.
+        """Hold a lock, which the system releases however this process ends. Yields False if another process holds it.
 
-        Where the file system knows no locks it counts as held: they keep processes from doing work twice, and what is
-        done twice is the same and appears by one rename.
+        On a file system without locks it counts as held. That is safe: locks only save work from being done twice, and
+        both times give the same files, which appear in one rename.
         """
         try:
             import fcntl
@@ -211,23 +261,6 @@ class WorkFolder:
             yield True
 
 
-def _about(settings: PreprocessSettings, encoders: Encoders) -> dict[str, Any]:
-    values = settings.to_dict()
-    dataset = {name: values[name] for name in _DATASET_SETTINGS}
-    if Path(settings.input).expanduser().exists():
-        dataset["input"] = os.path.realpath(Path(settings.input).expanduser())
-    return {
-        "work_format": _WORK_FORMAT,
-        "clips": settings.decisive(),
-        "encoders": {
-            "text encoder": encoders.text_record.fingerprint,
-            "audio encoder": encoders.audio_record.fingerprint,
-            "audio_channels": encoders.audio.channels,
-        },
-        "dataset": dataset,
-    }
-
-
 def _digest(about: dict[str, Any]) -> str:
     decisive = {name: value for name, value in about.items() if name != "dataset"}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:_DIGEST_CHARACTERS]
@@ -244,7 +277,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 
 
 def _flat(about: dict[str, Any]) -> dict[str, Any]:
-    """Settings by their dotted names."""
+    """Return the settings by their dotted names."""
     flat: dict[str, Any] = {}
     for section in ("clips", "encoders", "dataset"):
         for name, value in dict(about.get(section) or {}).items():

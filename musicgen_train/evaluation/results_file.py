@@ -14,7 +14,7 @@ from musicgen_train.evaluation.control.scoring import ControlClip
 from musicgen_train.evaluation.inputs import Inputs
 from musicgen_train.evaluation.model import EvaluatedModel
 from musicgen_train.evaluation.output import PROGRAM
-from musicgen_train.evaluation.records import MetricTable, SampleRecord, to_json
+from musicgen_train.evaluation.records import MetricTable, SampleRecord, json_value
 from musicgen_train.evaluation.settings import EvaluationSettings
 from musicgen_train.provenance.machine import versions
 from musicgen_train.provenance.record import command, now
@@ -26,9 +26,9 @@ class Sampled:
 
     samples: list[SampleRecord]
     seconds: float = 0.0
-    """Of computing."""
+    """Time that generating and writing them took."""
     audio_seconds: float = 0.0
-    """Of audio that was generated, without what it continues."""
+    """Length of the audio that was generated, without the audio that it continues."""
 
 
 def results_of(
@@ -39,18 +39,18 @@ def results_of(
     tables: Sequence[MetricTable],
     seconds: float,
 ) -> dict[str, Any]:
-    """What was evaluated, how, and what came of it, as JSON holds it.
+    """Gather what was evaluated, how, and with which results, ready for JSON.
 
     Args:
-        settings: of the evaluation.
+        settings: the evaluation's.
         inputs: the model and the data.
         sampled: the samples.
         control: the clips of the control test.
         tables: the measurements.
-        seconds: that the whole evaluation took.
+        seconds: time that the whole evaluation took.
     """
     sampling, model = inputs.sampling, inputs.evaluated.model
-    return to_json(
+    return json_value(
         {
             "program": PROGRAM,
             "format_version": 1,

@@ -13,7 +13,7 @@ DEMO_FOLDER = Path("outputs/demo")
 PROMPTS = CONFIG_FOLDER / "demo_prompts.txt"
 
 
-def run_pipeline(output: Path) -> int:
+def run_walkthrough(output: Path) -> int:
     """Make a corpus, its latents, a fine-tuned model and a report: 2 cores, some minutes.
 
     Args:

@@ -68,17 +68,17 @@ class DemoListener:
         self._hearing = Hearing.load()
 
     def requested(self, caption: str) -> Properties:
-        """What a caption asks for; see `hearing.requested`."""
+        """Read the properties off a caption; see `hearing.requested`."""
         return requested(caption)
 
     def hear(self, audio_CS: torch.Tensor, sampling_rate: int) -> Properties:
-        """What is heard; see `Hearing.hear`."""
+        """Hear the properties of audio; see `Hearing.hear`."""
         return self._hearing.hear(audio_CS, sampling_rate)
 
     def make_piece(
         self, seed: int, index: int, samples: int, sampling_rate: int, channels: int
     ) -> tuple[str, torch.Tensor]:
-        """The caption of a track of the corpus that names everything, and its music; see `PieceMaker`."""
+        """Make a track of the corpus; its caption is the one that names everything. See `PieceMaker`."""
         # No shorter than what is cut off, whichever way the rates round.
         seconds = math.ceil(samples / sampling_rate * 10) / 10
         track = make_track(seed, index, seconds, stereo=channels == 2)
