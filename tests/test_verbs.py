@@ -13,7 +13,7 @@ import pytest
 from musicgen_train import __main__ as command_line
 from musicgen_train import launch
 from musicgen_train.__main__ import VERBS, main
-from musicgen_train.demo import pipeline
+from musicgen_train.demo import walkthrough
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,8 +116,8 @@ def test_the_demo_goes_from_music_to_a_report(
     assert main(["demo"]) == 0
     assert [words[:3] for words in asked] == [[sys.executable, "-m", "musicgen_train"]] * 5
     assert [words[3] for words in asked] == ["demo", "demo", "preprocess", "train", "evaluate"]
-    assert f"prompts={pipeline.PROMPTS}" in asked[-1]
-    assert pipeline.PROMPTS.is_file()
+    assert f"prompts={walkthrough.PROMPTS}" in asked[-1]
+    assert walkthrough.PROMPTS.is_file()
     assert "Open outputs/demo/report/report.html: " in capsys.readouterr().out
 
 
