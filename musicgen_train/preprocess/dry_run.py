@@ -18,6 +18,7 @@ from musicgen_train.preprocess.encoding.shard_builder import ShardRecipe
 from musicgen_train.preprocess.sources.captions import caption_variants
 from musicgen_train.preprocess.sources.tracks import Track
 
+# The sample that is timed: at most so many seconds, tracks and captions.
 _TIMED_SECONDS = 60.0
 _TIMED_TRACKS = 4
 _TIMED_CAPTIONS = 32

@@ -20,11 +20,18 @@ def test_the_card_is_written_from_the_record() -> None:
     assert (SHIPPED / "README.md").read_text() == model_card(read_json(SHIPPED / "encoders.json"), sizes)
 
 
-def test_shipping_what_ships_changes_no_file(tmp_path: Path) -> None:
+def test_shipping_what_ships_changes_nothing(tmp_path: Path) -> None:
     folder = ship(SHIPPED, SHIPPED, tmp_path / "again")
     names = sorted(path.name for path in SHIPPED.iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert [name for name in names if (folder / name).read_bytes() != (SHIPPED / name).read_bytes()] == []
+    # Which library wrote a JSON file decides the order of its keys.
+    same = {
+        name: read_json(folder / name) == read_json(SHIPPED / name)
+        if name.endswith(".json")
+        else (folder / name).read_bytes() == (SHIPPED / name).read_bytes()
+        for name in names
+    }
+    assert same == dict.fromkeys(names, True)
 
 
 def test_another_codec_is_refused(tmp_path: Path) -> None:

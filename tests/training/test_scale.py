@@ -234,8 +234,8 @@ def test_ranks_begin_with_the_same_weights_and_draw_dropout_of_their_own(
 ) -> None:
     # Clips of one length, so that masks of all ranks have the same size. From scratch, so that weights are drawn too.
     latents = write_latents(tmp_path / "latents", composite, [ClipSpec(24)] * 8, [ClipSpec(24)])
-    support = str(Path(__file__).parents[1] / "support")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([support, os.environ.get("PYTHONPATH", "")]))
+    support = Path(__file__).parents[1] / "support"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(support), os.environ.get("PYTHONPATH", "")]))
     size = ["model=tiny", "model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1"]
     witness = ["+callbacks.witness._target_=rank_witness.RankWitness", f"+callbacks.witness.folder={tmp_path}"]
     drawing = ["model.dropout=0.4", "data.cfg_dropout=0", "trainer.max_steps=2", "data.global_batch_size=4"]
