@@ -80,7 +80,7 @@ def validate(module: MusicgenTraining, state: dict[str, torch.Tensor], made: Any
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     clips = made.data.validation_clips
     with torch.no_grad():
-        first, *others = [module.eval().score(clips[rows].unpack()) for rows in clips.batches(2)]
+        first, *others = [module.eval().score(clips[rows]) for rows in clips.batches(2)]
     return float(sum(others, start=first).loss)
 
 

@@ -18,7 +18,7 @@ from musicgen_train import (
     T5EncoderModel,
 )
 from musicgen_train.data.batch import Batch
-from musicgen_train.evaluation import cross_entropy
+from musicgen_train.evaluation.cross_entropy import score_split
 from musicgen_train.preprocess.encoding.encoders import AudioCoder, TextCoder
 from musicgen_train.training.module import MusicgenTraining
 from musicgen_train.training.step.schedule import ScheduleSettings
@@ -74,7 +74,7 @@ def test_a_step_looks_at_the_device_once(precision: str, attend_to_padding: bool
 
 def test_evaluation_scores_on_the_device() -> None:
     with fake_cuda(copies=True):
-        scores = cross_entropy.score(composite(), [batch(), batch()])
+        scores = score_split(composite(), [batch(), batch()])
         assert scores.cross_entropy.device.type == "cpu"
 
 
