@@ -1,4 +1,4 @@
-"""The decoder with heads: the loss it is trained with, and how it generates.
+"""The decoder with heads: its training loss and its generation.
 
 Axes: B batch, K codebooks, S steps (delayed columns), D width, V codes.
 """
@@ -37,7 +37,7 @@ _MOST_GRAPHS = 64
 
 
 class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
-    """The decoder with one head per codebook: the model that is trained.
+    """Is the decoder with one head per codebook: the model that is trained.
 
     `from_pretrained` on a composite's folder reads its `decoder.` part.
     """
@@ -59,7 +59,7 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
 
     @property
     def delays(self) -> list[int]:
-        """Frames by which each codebook lags behind the first."""
+        """Returns the frames by which each codebook lags behind the first."""
         return codebook_delays(self.config.num_codebooks, self.config.audio_channels)
 
     @classmethod
@@ -84,9 +84,9 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Predict the next code of every codebook at every step.
 
-        Give `labels` alone to train: they are shifted by one here. With `input_ids` or `inputs_embeds` beside them
-        nothing is shifted, and the logits of the last steps are scored against the labels as they stand. The loss needs
-        no logits at hand (`loss.score_heads`): with labels, `logits` are made when they are first looked at.
+        Give `labels` alone to train: they are shifted by one here. With `input_ids` or `inputs_embeds` as well, nothing
+        is shifted, and the logits of the last steps are scored against the labels. The loss does not need all logits
+        at once (`loss.score_heads`), so with labels, `logits` are computed on first access.
 
         Args:
             input_ids: int64 `(batch * num_codebooks, steps)` or `(batch, num_codebooks, steps)`, delayed, starting with
@@ -107,7 +107,7 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
             return_dict: False for a plain tuple of what is not None.
 
         Raises:
-            ValueError: shapes that do not fit, ids out of range (looked at on the CPU only), or a sequence longer than
+            ValueError: shapes that do not fit, ids out of range (checked on the CPU only), or a sequence longer than
                 `max_position_embeddings`.
         """
         config = self.config
@@ -181,12 +181,12 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
             generation_config: in place of the model's own.
             generator: source of randomness; a sequence of one per returned row makes each row independent of the
                 others. Default: torch's global one.
-            stopping_criteria: see `generation.StoppingCriterion`; all must not object to go on.
+            stopping_criteria: see `generation.StoppingCriterion`; a row stops when any of them stops it.
             streamer: see `generation.Streamer`.
             overrides: fields of the generation config, e.g. `max_new_tokens=503`, `guidance_scale=3.0`.
 
         Returns:
-            int64 `(batch * num_return_sequences, num_codebooks, frames)`, aligned, the given frames included; or with
+            int64 `(batch * num_return_sequences, num_codebooks, frames)`, aligned, the prompt included; or with
             `return_dict_in_generate=True` a `GenerateOutput`.
 
         Raises:
@@ -218,23 +218,23 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
         self.model.decoder.gradient_checkpointing = False
 
     def compile_layers(self) -> None:
-        """Compile each layer at its first use (`torch.compile`), in place: names and weights stay what they are."""
-        # Training, validation, autocast, masks and new lengths each want a graph of their own, of which torch makes
-        # eight by default, and runs layers uncompiled from then on.
+        """Compile each layer on first use (`torch.compile`), in place: names and weights do not change."""
+        # Training, validation, autocast, masks and new lengths each need a graph of their own. By default torch makes
+        # eight, and runs layers uncompiled after that.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         for layer in self.model.decoder.layers:
             layer.compile()
 
     def get_input_embeddings(self) -> nn.ModuleList:
-        """The embedding of each codebook."""
+        """Returns the embedding of each codebook."""
         return self.model.decoder.embed_tokens
 
     def get_output_embeddings(self) -> nn.ModuleList:
-        """The head of each codebook."""
+        """Returns the head of each codebook."""
         return self.lm_heads
 
     def prompt_codes(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Codes to continue as `(batch, num_codebooks, frames)`, checked, without a start column.
+        """Check codes to continue and return them as `(batch, num_codebooks, frames)`, without a start column.
 
         Raises:
             ValueError: another number of codebooks, or codes out of range.
@@ -273,7 +273,7 @@ class MusicgenForCausalLM(PretrainedModel[MusicgenDecoderConfig]):
 
 
 def shift_labels(labels_BSK: torch.Tensor, pad_id: int, start_id: int) -> torch.Tensor:
-    """The inputs that predict `labels_BSK`: one step later, a start column before them, -100 as `pad_id`.
+    """Returns the inputs that predict `labels_BSK`: shifted by one step, `start_id` first, -100 replaced by `pad_id`.
 
     Returns:
         `(batch, codebooks, steps)`.

@@ -1,7 +1,7 @@
 """The configs of the four models, and how a config reads and writes a hub folder's `config.json`.
 
-A config has typed fields with the defaults of the hub's models. A `config.json` of any age also holds keys that no
-field stands for; they are kept in `extra`, can be read as attributes, and are written back on save.
+A config has typed fields with the defaults of the hub's models. A `config.json` also holds keys that have no field;
+they are kept in `extra`, can be read as attributes, and are written back on save.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from musicgen_train.models.layers import ACTIVATIONS
 _NORM_TYPES = ("weight_norm", "time_group_norm")
 _PAD_MODES = ("reflect", "constant", "replicate", "circular")
 
-# What configs of the hub, of any age, hold besides the fields here. A constructor takes these names and refuses others,
-# which are typing errors; a file may hold anything.
+# Keys of the hub's configs, old and new, that are no fields here. A constructor accepts these names and refuses others
+# as typing errors; a file may hold anything.
 _COMMON_KEYS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
@@ -48,7 +48,7 @@ _COMMON_KEYS = frozenset(
 
 @dataclass(init=False, repr=False, eq=False)
 class PretrainedConfig:
-    """Typed fields with defaults, plus the extra keys of the file they came from.
+    """Holds typed fields with defaults, plus the extra keys of the file they came from.
 
     Fields and extra keys are read and assigned as attributes; any other name is refused. A new config and every
     `update` are checked at once. Plain assignments are not, since fields may depend on each other: they are checked
@@ -61,7 +61,7 @@ class PretrainedConfig:
     file_name: ClassVar[str] = CONFIG_NAME
     # The key under which a composite `config.json` holds a config of this class.
     composite_key: ClassVar[str | None] = None
-    # Other names of fields, as other models call them.
+    # Names that other models use for a field.
     aliases: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **values: Any) -> None:
@@ -71,12 +71,12 @@ class PretrainedConfig:
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The names of the typed fields, in order of declaration."""
+        """Returns the names of the typed fields, in order of declaration."""
         return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """A config from what a `config.json` holds; unknown keys go to `extra`.
+        """Make a config from the content of a `config.json`; unknown keys go to `extra`.
 
         Args:
             values: the content of the file.
@@ -103,10 +103,10 @@ class PretrainedConfig:
         local_files_only: bool = False,
         **overrides: Any,
     ) -> Self:
-        """Read the config of a local folder or hub id; in a composite's folder, the part this class stands for.
+        """Read the config of a local folder or hub id; from a composite's folder, the part of this class.
 
         Args:
-            name_or_path: where to read; a `PretrainedFolder` brings the options that follow with it.
+            name_or_path: folder or hub id; a `PretrainedFolder` has its own values of the next five options.
             subfolder, revision, token, cache_dir, local_files_only: as for `PretrainedFolder`.
             overrides: as for `update`.
 
@@ -137,7 +137,7 @@ class PretrainedConfig:
         return config
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the config file into `folder`, which is made if need be.
+        """Write the config file into `folder`, which is created if missing.
 
         Raises:
             ValueError: a value that was assigned is not allowed.
@@ -147,17 +147,17 @@ class PretrainedConfig:
             write_json(staging / self.file_name, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything the config file holds: fields, extra keys and `model_type`, as a deep copy."""
+        """Returns a deep copy of everything the config file holds: fields, extra keys and `model_type`."""
         values = {**self.extra, **{name: getattr(self, name) for name in self.field_names()}}
         if self.model_type:
             values["model_type"] = self.model_type
         return {name: _as_json(value) for name, value in values.items()}
 
     def update(self, **changes: Any) -> None:
-        """Change fields or extra keys; a dict given for a config that is a field changes only what it names.
+        """Change fields or extra keys; a dict for a nested config changes only the keys that it has.
 
         Raises:
-            ValueError: a name is neither, or a value is not allowed; then nothing is changed.
+            ValueError: an unknown name, or a value that is not allowed; then nothing is changed.
         """
         self._require_model_type(changes)
         self._refuse_unknown(changes, allowed=_COMMON_KEYS | self.extra.keys())
@@ -168,7 +168,7 @@ class PretrainedConfig:
         self.check()
 
     def check(self) -> None:
-        """Fill in defaults that follow from other fields, then raise ValueError for a value that is not allowed."""
+        """Fill in defaults that depend on other fields, then raise ValueError for a value that is not allowed."""
         self.fill_in()
         types_of = typing.get_type_hints(type(self))
         for name in self.field_names():
@@ -181,10 +181,10 @@ class PretrainedConfig:
         self.validate()
 
     def fill_in(self) -> None:
-        """Give fields that were left open the values that follow from others. Types are not checked yet."""
+        """Set fields that are None and have a default that depends on others. Types are not checked yet."""
 
     def validate(self) -> None:
-        """Raise ValueError for a value, of the right type, that is not allowed."""
+        """Raise ValueError for a value that is not allowed. Types have been checked before."""
 
     def _assign(self, values: Mapping[str, Any], strict: bool) -> None:
         self._require_model_type(values)
@@ -205,8 +205,8 @@ class PretrainedConfig:
                 self.extra[name] = value
 
     def _converted(self, name: str, value: Any, strict: bool) -> Any:
-        """What to assign to a field for a value from a file (or, if `strict`, from a call); subclasses extend it."""
-        # Lists come as tuples or as another library's kind of list.
+        """Convert a value from a file (or, if `strict`, from a call) to that of a field; subclasses extend it."""
+        # Lists may come as tuples or as another library's list type.
         if isinstance(getattr(self, name), list) and isinstance(value, Iterable) and not isinstance(value, str):
             return list(value)
         return value
@@ -241,8 +241,8 @@ class PretrainedConfig:
             self._require(0 <= getattr(self, name) <= 1, name, "a number from 0 to 1")
 
     def __getattr__(self, name: str) -> Any:
-        # Reached only for names that are no field or property. Without `__dict__`, since `extra` itself is absent
-        # while an instance is being unpickled; protocols such as `__deepcopy__` are never a file's to define.
+        # Called only for names that are no field or property. `self.extra` would recurse while an instance is being
+        # unpickled and has no `extra` yet; a file must not define protocols such as `__deepcopy__`.
         extra = self.__dict__.get("extra", {})
         if name in extra and not name.startswith("__"):
             return extra[name]
@@ -281,7 +281,8 @@ class PretrainedConfig:
 
 @dataclass(init=False, repr=False, eq=False)
 class T5Config(PretrainedConfig):
-    """The T5 text encoder. Defaults are google-t5/t5-small's; MusicGen uses t5-base (`d_model=768`, 12 layers)."""
+    """Configures the T5 text encoder. Defaults are google-t5/t5-small's; MusicGen uses t5-base (`d_model=768`, 12
+    layers)."""
 
     model_type: ClassVar[str] = "t5"
     composite_key: ClassVar[str | None] = "text_encoder"
@@ -293,7 +294,7 @@ class T5Config(PretrainedConfig):
     }
 
     vocab_size: int = 32128
-    """Rows of the embedding, more than the tokenizer has pieces: padded for the accelerators it was trained on."""
+    """Rows of the embedding; more than the tokenizer has tokens, since they were padded for accelerators."""
     d_model: int = 512
     d_kv: int = 64
     """Width of one attention head; `num_heads * d_kv` need not equal `d_model`."""
@@ -335,13 +336,13 @@ class T5Config(PretrainedConfig):
         return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
 
     def to_dict(self) -> dict[str, Any]:
-        # Files of the hub hold these two beside the field they follow from; stale ones must not survive a change.
+        # The hub's files also hold these two, which are derived from `feed_forward_proj`: recompute them.
         return {**super().to_dict(), "dense_act_fn": self.dense_act_fn, "is_gated_act": self.is_gated_act}
 
     def validate(self) -> None:
         self._require_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
         self._require_positive("relative_attention_num_buckets", "relative_attention_max_distance")
-        # Two directions, each with a bucket for near and one for far distances at least.
+        # Each of the two directions needs at least one bucket for near and one for far distances.
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         self._require(buckets >= 4, "relative_attention_num_buckets", "4 or more")
         self._require(
@@ -360,7 +361,7 @@ class T5Config(PretrainedConfig):
 
 @dataclass(init=False, repr=False, eq=False)
 class EncodecConfig(PretrainedConfig):
-    """The EnCodec neural codec. Defaults are facebook/encodec_24khz's; MusicGen uses facebook/encodec_32khz."""
+    """Configures the EnCodec neural codec. Defaults are facebook/encodec_24khz's; MusicGen uses encodec_32khz."""
 
     model_type: ClassVar[str] = "encodec"
     composite_key: ClassVar[str | None] = "audio_encoder"
@@ -370,16 +371,16 @@ class EncodecConfig(PretrainedConfig):
     sampling_rate: int = 24_000
     audio_channels: int = 1
     normalize: bool = False
-    """Divide each chunk by its volume before coding, and give the volume beside the codes."""
+    """Divide each chunk by its volume before coding, and return the volume beside the codes."""
     chunk_length_s: float | None = None
-    """Code in chunks of this many seconds, without which the whole signal is one chunk."""
+    """Code in chunks of this many seconds; None codes the whole signal as one chunk."""
     overlap: float | None = None
     """Share of a chunk that overlaps with the next one."""
     hidden_size: int = 128
     num_filters: int = 32
     num_residual_layers: int = 1
     upsampling_ratios: list[int] = dataclasses.field(default_factory=lambda: [8, 5, 4, 2])
-    """The decoder's ratios, in its order; the encoder uses them the other way round."""
+    """The decoder's ratios, in its order; the encoder uses them in reverse order."""
     norm_type: str = "weight_norm"
     kernel_size: int = 7
     last_kernel_size: int = 7
@@ -392,39 +393,39 @@ class EncodecConfig(PretrainedConfig):
     trim_right_ratio: float = 1.0
     codebook_size: int = 1024
     codebook_dim: int | None = None
-    """Width of a code's vector; `hidden_size` where it is not given."""
+    """Width of a code's vector; default `hidden_size`."""
     use_conv_shortcut: bool = True
 
     @property
     def chunk_length(self) -> int | None:
-        """Samples in a chunk."""
+        """Returns the number of samples in a chunk."""
         return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
 
     @property
     def chunk_stride(self) -> int | None:
-        """Samples from the start of one chunk to that of the next."""
+        """Returns the number of samples from the start of one chunk to that of the next."""
         if self.chunk_length is None or self.overlap is None:
             return None
         return max(1, int((1.0 - self.overlap) * self.chunk_length))
 
     @property
     def hop_length(self) -> int:
-        """Samples per frame of codes."""
+        """Returns the number of samples per frame of codes."""
         return math.prod(self.upsampling_ratios)
 
     @property
     def frame_rate(self) -> int:
-        """Frames of codes per second, rounded up."""
+        """Returns the number of frames of codes per second, rounded up."""
         return math.ceil(self.sampling_rate / self.hop_length)
 
     @property
     def codebook_nbits(self) -> int:
-        """Bits that one code carries."""
+        """Returns the number of bits per code."""
         return math.ceil(math.log2(self.codebook_size))
 
     @property
     def num_quantizers(self) -> int:
-        """Codebooks in the residual quantizer: as many as the highest bandwidth pays for."""
+        """Returns the number of codebooks in the residual quantizer: as many as fit into the highest bandwidth."""
         return int(1000 * self.target_bandwidths[-1] // (self.frame_rate * self.codebook_nbits))
 
     def fill_in(self) -> None:
@@ -466,7 +467,7 @@ class EncodecConfig(PretrainedConfig):
 
 @dataclass(init=False, repr=False, eq=False)
 class MusicgenDecoderConfig(PretrainedConfig):
-    """The MusicGen decoder. Defaults are facebook/musicgen-small's architecture."""
+    """Configures the MusicGen decoder. Defaults are facebook/musicgen-small's architecture."""
 
     model_type: ClassVar[str] = "musicgen_decoder"
     composite_key: ClassVar[str | None] = "decoder"
@@ -474,7 +475,7 @@ class MusicgenDecoderConfig(PretrainedConfig):
     vocab_size: int = 2048
     """Codes per codebook. An input embedding has one row more, for the special id `vocab_size` (pad and bos)."""
     max_position_embeddings: int = 2048
-    """The longest sequence. Positions are sinusoids, no weight depends on it: raise it freely."""
+    """The longest sequence. Positions are sinusoids, so no weight depends on it, and it may be raised freely."""
     num_hidden_layers: int = 24
     ffn_dim: int = 4096
     num_attention_heads: int = 16
@@ -495,13 +496,13 @@ class MusicgenDecoderConfig(PretrainedConfig):
     bos_token_id: int = 2048
     eos_token_id: int | None = None
     decoder_start_token_id: int | None = None
-    """The first input of every codebook; `bos_token_id` where it is not given."""
+    """The first input of every codebook; default `bos_token_id`."""
     cross_attention_hidden_size: int | None = None
     tie_word_embeddings: bool = False
 
     @property
     def channel_codebooks(self) -> int:
-        """Codebooks of one audio channel: the number of different delays."""
+        """Returns the number of codebooks per audio channel, which is the number of different delays."""
         return self.num_codebooks // self.audio_channels
 
     def fill_in(self) -> None:
@@ -535,7 +536,7 @@ class MusicgenDecoderConfig(PretrainedConfig):
 
 @dataclass(init=False, repr=False, eq=False)
 class MusicgenConfig(PretrainedConfig):
-    """The composite: text encoder, audio encoder and decoder, each given as a config or as the dict of one.
+    """Configures the composite: text encoder, audio encoder and decoder, each given as a config or as a dict.
 
     A part that is not given has its class's defaults.
     """
@@ -556,7 +557,7 @@ class MusicgenConfig(PretrainedConfig):
         decoder_config: MusicgenDecoderConfig,
         **kwargs: Any,
     ) -> Self:
-        """A composite config from those of its three parts, which it shares (no copies are made)."""
+        """Make a composite config from the configs of its three parts, which are shared, not copied."""
         return cls(
             text_encoder=text_encoder_config, audio_encoder=audio_encoder_config, decoder=decoder_config, **kwargs
         )
@@ -601,7 +602,7 @@ class AutoConfig:
 
     @staticmethod
     def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> PretrainedConfig:
-        """The config in a folder or hub id, as the class its `model_type` stands for.
+        """Read the config of a folder or hub id, as the class that belongs to its `model_type`.
 
         Args:
             kwargs: as for `PretrainedConfig.from_pretrained`.
@@ -646,7 +647,7 @@ def _wrong_model_type(stated: object, allowed: list[str]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """A deep copy of a value with what JSON does not know, configs and torch dtypes, in its terms."""
+    """Returns a deep copy of a value in JSON's types: configs become dicts, torch dtypes their names."""
     if isinstance(value, PretrainedConfig):
         return value.to_dict()
     if isinstance(value, torch.dtype):
@@ -655,7 +656,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _is_of_type(value: object, expected: Any) -> bool:
-    """Whether a value is of an annotation: a class, a union of annotations, or a list of one."""
+    """Returns True if a value matches an annotation: a class, a union of annotations, or a list of one."""
     if isinstance(expected, types.UnionType):
         return any(_is_of_type(value, option) for option in typing.get_args(expected))
     if typing.get_origin(expected) is list:

@@ -33,12 +33,12 @@ from musicgen_train.models.products import Linear, gelu_product, rounded
 
 PastKeysValues = KVCache | Sequence[Sequence[torch.Tensor]]
 
-# Further steps that a cache made by a forward pass has memory for.
+# Steps for which a forward pass that makes a cache allocates memory.
 _CACHE_ROOM = 256
 
 
 class MusicgenModel(PretrainedModel[MusicgenDecoderConfig]):
-    """The decoder without heads: its output is hidden states."""
+    """Is the decoder without heads: it returns hidden states."""
 
     config_class = MusicgenDecoderConfig
 
@@ -49,7 +49,7 @@ class MusicgenModel(PretrainedModel[MusicgenDecoderConfig]):
 
     @classmethod
     def model_key(cls, file_key: str) -> str | None:
-        # Files of the model with heads call this one "model." and have the heads beside it.
+        # Files of the model with heads have the prefix "model." for this one, and also hold the heads.
         if file_key.startswith("lm_heads."):
             return None
         return without_position_table(file_key.removeprefix("model."))
@@ -106,7 +106,7 @@ class MusicgenModel(PretrainedModel[MusicgenDecoderConfig]):
 
 
 class MusicgenDecoder(nn.Module):
-    """Embeddings, layers and the final norm."""
+    """Runs embeddings, layers and the final norm."""
 
     def __init__(self, config: MusicgenDecoderConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class MusicgenDecoder(nn.Module):
         self.layer_norm = LayerNorm(config.hidden_size)
 
     def embed(self, ids_BKS: torch.Tensor) -> torch.Tensor:
-        """The sum of all codebooks' embeddings, `(batch, steps, hidden_size)`."""
+        """Returns the sum of all codebooks' embeddings, `(batch, steps, hidden_size)`."""
         if can_look_at(ids_BKS) and ids_BKS.numel():
             low, high = ids_BKS.aminmax()
             if low < 0 or high > self.config.vocab_size:
@@ -143,7 +143,7 @@ class MusicgenDecoder(nn.Module):
         need_attentions: bool = False,
         need_hidden_states: bool = False,
     ) -> DecoderOutput:
-        """Run the layers; `cache` moves on by the number of steps. Shapes as in `MusicgenForCausalLM.forward`."""
+        """Run the layers and advance `cache` by the number of steps. Shapes are as in `MusicgenForCausalLM.forward`."""
         batch, steps, _ = embeddings_BSD.shape
         past = cache.length if cache is not None else 0
         self._check_length(past, steps)
@@ -209,8 +209,8 @@ class MusicgenDecoder(nn.Module):
                     f"encoder_attention_mask is {list(mask_BL.shape)}; expected {list(states_BLD.shape[:2])}, one "
                     "value per position of encoder_hidden_states"
                 )
-            # Zero states give zero values, whatever the attention backend does with rows that see nothing, and keep
-            # NaN or Inf in padding from reaching a matrix product.
+            # Zero states give zero values, whatever the attention backend does with fully masked rows, and keep NaN or
+            # Inf in padding out of matrix products.
             states_BLD = states_BLD.masked_fill(~mask_BL.bool()[..., None], 0.0)
         return states_BLD.to(dtype)
 
@@ -225,12 +225,12 @@ class MusicgenDecoder(nn.Module):
 
 
 class MusicgenDecoderLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each after a layer norm and beside a residual path.
+    """Runs self-attention, cross-attention and feed-forward, each after a layer norm and with a residual connection.
 
     x = x + self_attn(norm(x));  x = x + encoder_attn(norm(x), text);  x = x + fc2(act(fc1(norm(x))))
 
-    `forward` is the only place where this stands in Python. A subclass may do the products in another way (`project`,
-    `add_product`), and a cache may keep keys and values in another (`KVCache`): so a CUDA graph is made of it.
+    `forward` is the only Python code of this. CUDA graphs reuse it: a subclass does the products in another way
+    (`project`, `add_product`), and another `KVCache` stores keys and values.
     """
 
     def __init__(self, config: MusicgenDecoderConfig) -> None:
@@ -258,7 +258,7 @@ class MusicgenDecoderLayer(nn.Module):
         cache: KVCache | None,
         need_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The new states, and on request the weights of self- and cross-attention."""
+        """Returns the new states, and on request the weights of self- and cross-attention."""
         queries, keys, values = self.project(rounded(self.self_attn_layer_norm(hidden_BSD)))
         keys_values = (keys, values) if cache is None else cache.append(index, keys, values)
         mixed_BSD, weights = self.self_attn(queries, keys_values, self_mask, head_mask_N, need_weights)
@@ -277,21 +277,21 @@ class MusicgenDecoderLayer(nn.Module):
         return hidden_BSD, weights, cross_weights
 
     def project(self, normed_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of self-attention, each `(batch, heads, steps, head_width)`."""
+        """Returns queries, keys and values of self-attention, each `(batch, heads, steps, head_width)`."""
         return self.self_attn.queries(normed_BSD), *self.self_attn.keys_values(normed_BSD)
 
     def add_product(self, hidden_BSD: torch.Tensor, linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        """The residual path's states plus `linear` of what a branch made of them."""
+        """Returns the residual states plus `linear` of a branch's states."""
         return hidden_BSD + self._dropout(linear(states))
 
     def _add_activated(self, hidden_BSD: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-        """The states plus the second half of the feed-forward."""
+        """Returns the states plus the second half of the feed-forward."""
         dropout = self.config.activation_dropout if self.training else 0.0
         if self.config.activation_function == "gelu" and not dropout:
             if not torch.is_grad_enabled():
-                # The layer's widest tensor is overwritten: fresh memory costs more time than the function itself.
+                # In place, since allocating the layer's widest tensor costs more time than the function itself.
                 return self.add_product(hidden_BSD, self.fc2, torch.ops.aten.gelu_(inner))
-            # A layer that is wrapped wants to be called; for one that is frozen no activation is kept anyway.
+            # A wrapped layer has to be called; for a frozen one no activation is kept anyway.
             if type(self.fc2) is Linear and self.fc2.weight.requires_grad:
                 return hidden_BSD + self._dropout(gelu_product(inner, self.fc2.weight))
         return self.add_product(hidden_BSD, self.fc2, F.dropout(self.activation(inner), dropout))
@@ -310,7 +310,7 @@ class MusicgenDecoderLayer(nn.Module):
 
 
 def split_codebooks(ids: torch.Tensor, num_codebooks: int) -> torch.Tensor:
-    """`(batch * codebooks, steps)` or `(batch, codebooks, steps)` as `(batch, codebooks, steps)`.
+    """Returns ids of shape `(batch * codebooks, steps)` or `(batch, codebooks, steps)` in the latter shape.
 
     Raises:
         ValueError: the rows are no multiple of the codebooks, or the ids are no integers.
@@ -328,14 +328,14 @@ def split_codebooks(ids: torch.Tensor, num_codebooks: int) -> torch.Tensor:
 
 
 def draw_weights(module: nn.Module, std: float) -> None:
-    """Draw random weights as the hub's class does: normal with one standard deviation; norms stay at identity."""
+    """Draws random weights as the hub's class does: normal with standard deviation `std`; norms stay the identity."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding) and not part.weight.is_meta:
             nn.init.normal_(part.weight, std=std)
 
 
 def can_look_at(ids: torch.Tensor) -> bool:
-    """Tells whether a check of the values is cheap: a GPU would be waited for, and a compiled graph would break."""
+    """Returns True if checking the values is cheap: on a GPU it would synchronize, and it breaks a compiled graph."""
     return ids.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -347,5 +347,5 @@ def _checkpointed(layer: nn.Module) -> Callable[..., Any]:
 
 
 def without_position_table(file_key: str) -> str | None:
-    """The name of a tensor in a file; None for the sinusoids that older files store, which are computed here."""
+    """Returns a tensor's name in a file; None for the sinusoids that older files store, which are computed here."""
     return None if file_key.endswith("embed_positions.weights") else file_key

@@ -1,6 +1,6 @@
 """The delay pattern of MusicGen (Copet et al. 2023, section 2.2): codebook k lags behind codebook 0 by some frames.
 
-Training and generation both lay out their sequences here, so they cannot disagree.
+Training and generation both use this module, so they cannot disagree.
 
 Axes: B batch, K codebooks, T frames (aligned codes), S steps (delayed columns).
 With K = 4 codebooks and T = 5 frames, P the special id and column 0 the start:
@@ -18,22 +18,22 @@ from __future__ import annotations
 
 import torch
 
-# Marks a place of a generation template that is still to be predicted.
+# Marks a code of a generation template that is still to be predicted.
 FREE = -1
 
 
 def codebook_delays(num_codebooks: int, audio_channels: int = 1) -> list[int]:
-    """Frames by which each codebook lags: 0, 1, 2, ... for mono, each twice for stereo."""
+    """Returns the frames by which each codebook lags: 0, 1, 2, ... for mono, each twice for stereo."""
     return [codebook // audio_channels for codebook in range(num_codebooks)]
 
 
 def apply_delay(codes_BKT: torch.Tensor, delays: list[int], fill: int) -> torch.Tensor:
-    """Shift each codebook right by its delay.
+    """Shifts each codebook right by its delay.
 
     Args:
         codes_BKT: aligned codes, `(batch, codebooks, frames)`.
         delays: one per codebook, the first of them 0.
-        fill: what stands in the two triangles, before a codebook begins and after it ends.
+        fill: value in the two triangles, before a codebook begins and after it ends.
 
     Returns:
         `(batch, codebooks, frames + max delay)`; the start column is not part of it.
@@ -47,9 +47,9 @@ def apply_delay(codes_BKT: torch.Tensor, delays: list[int], fill: int) -> torch.
 
 
 def undo_delay(delayed_BKS: torch.Tensor, delays: list[int]) -> torch.Tensor:
-    """The inverse of `apply_delay`: `(batch, codebooks, steps - max delay)` aligned codes.
+    """Inverts `apply_delay`: returns aligned codes, `(batch, codebooks, steps - max delay)`.
 
-    Works on any tensor whose first three axes are these, e.g. also on logits with a last axis of codes.
+    Works on any tensor whose first three axes are batch, codebooks and steps, e.g. also on logits.
     """
     num_codebooks, steps = delayed_BKS.shape[1:3]
     _check_codebooks(num_codebooks, delays)
@@ -61,11 +61,11 @@ def undo_delay(delayed_BKS: torch.Tensor, delays: list[int]) -> torch.Tensor:
 
 
 def training_labels(codes_BKT: torch.Tensor, delays: list[int], special_id: int) -> torch.Tensor:
-    """Labels of `MusicgenForCausalLM` from aligned codes: delayed, then cut to the number of frames.
+    """Makes labels of `MusicgenForCausalLM` from aligned codes, which are delayed and cut to the number of frames.
 
-    As in audiocraft, codebook k is scored on its first `frames - delay` codes; the rest of it would need steps beyond
-    the clip. The upper-left triangle holds `special_id`, which the model takes as input and never scores. Frames of
-    padding may hold -100, which stays -100.
+    As in audiocraft, codebook k is scored on its first `frames - delay` codes; the others would need steps beyond the
+    clip. One triangle holds `special_id`, which is an input and never scored. Frames of padding may hold -100, which
+    stays -100.
 
     Args:
         codes_BKT: aligned codes, `(batch, codebooks, frames)`.
@@ -80,7 +80,7 @@ def training_labels(codes_BKT: torch.Tensor, delays: list[int], special_id: int)
 
 
 def generation_template(prompt_BKP: torch.Tensor, delays: list[int], frames: int, special_id: int) -> torch.Tensor:
-    """The whole sequence of a generation: start column, prompt, the two triangles, and `FREE` where to predict.
+    """Lays out the sequence of a generation: start column, prompt, the two triangles, and `FREE` where to predict.
 
     Args:
         prompt_BKP: aligned codes to continue, `(batch, codebooks, prompt frames)`; may have no frames.

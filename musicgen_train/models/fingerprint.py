@@ -1,4 +1,4 @@
-"""Fingerprints of frozen encoders, so that a dataset is never used with others than made it."""
+"""Fingerprints of frozen encoders, so that a dataset is never used with other encoders than those that made it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from musicgen_train.models.pretrained import PretrainedModel
 
 
 def fingerprint(model: PretrainedModel[Any]) -> str:
-    """SHA-256, hex, over what decides an encoder's output: its config's fields, and its tensors by name in float32.
+    """Returns the SHA-256, hex, of what determines an encoder's output: config fields, and tensors by name in float32.
 
-    The same for a model however its folder spells it, whatever dtype and device it was loaded to as long as the values
-    are the same, and whichever transformers version wrote its config.
+    It does not depend on the names in the model's files, on the dtype and device it was loaded to as long as the values
+    are the same, or on the transformers version that wrote its config.
     """
     digest = hashlib.sha256()
     config: T5Config | EncodecConfig = model.config
@@ -28,7 +28,7 @@ def fingerprint(model: PretrainedModel[Any]) -> str:
 
 
 def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Feed tensors to a digest: names in order, shapes, and values, floating-point ones as float32."""
+    """Feeds tensors to a digest: names in order, shapes, and values, floating-point ones as float32."""
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu")
         value = value.to(torch.float32) if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""How to generate: the settings of `generate`, stored as a hub folder's `generation_config.json`."""
+"""The settings of `generate`, stored as a hub folder's `generation_config.json`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from musicgen_train.files import read_json
 from musicgen_train.hub.folder import GENERATION_CONFIG_NAME, PretrainedFolder
 from musicgen_train.models.config import MusicgenDecoderConfig, PretrainedConfig
 
-# What the released models were trained on, 30 s at 50 frames/s.
+# The released models were trained on clips of this length: 30 s at 50 frames/s.
 TRAINED_FRAMES = 1500
 
-# Settings of other models' generation configs that would change the result or what comes with it, with the values that
-# do not.
+# Settings of other models' generation configs that are not supported, with the values that have no effect.
 _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
@@ -50,7 +49,7 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(init=False, repr=False, eq=False)
 class GenerationConfig(PretrainedConfig):
-    """Settings of `generate`; the field defaults are the reference's for a file that does not say.
+    """Holds the settings of `generate`; the defaults are the reference's for keys that a file does not have.
 
     Lengths count steps of the delayed sequence, one of which starts it: `max_new_tokens` new steps after a prompt of
     P frames give `P + max_new_tokens + 1 - K` frames, where K is the number of codebooks per audio channel. 30 s at
@@ -60,12 +59,12 @@ class GenerationConfig(PretrainedConfig):
     file_name: ClassVar[str] = GENERATION_CONFIG_NAME
 
     max_length: int = 20
-    """Steps in all, the start and the prompt included; used where `max_new_tokens` is not given."""
+    """Total number of steps, the start and the prompt included; used if `max_new_tokens` is not given."""
     max_new_tokens: int | None = None
     do_sample: bool = False
     """Draw codes at random; otherwise take the likeliest one each time."""
     temperature: float = 1.0
-    """Above 1 evens the odds of codes out, below 1 sharpens them."""
+    """Above 1 flattens the distribution of codes, below 1 sharpens it."""
     top_k: int | None = 50
     """Draw among the k likeliest codes only; None or 0 for all."""
     top_p: float | None = 1.0
@@ -73,11 +72,11 @@ class GenerationConfig(PretrainedConfig):
     guidance_scale: float | None = None
     """Classifier-free guidance: logits are `null + scale * (conditional - null)`. None or at most 1 for none."""
     num_return_sequences: int = 1
-    """Results for each input row; they follow each other."""
+    """Results per input row; those of a row are adjacent."""
     max_window_frames: int = TRAINED_FRAMES
     """Frames generated with one context: the length the model was trained on. More needs `extend_stride`."""
     extend_stride: int | None = None
-    """Beyond a window, go on in windows that move by this many frames and see the rest of the one before."""
+    """Longer results are generated in windows that move by this many frames and start with the rest of the last one."""
     return_dict_in_generate: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -86,7 +85,7 @@ class GenerationConfig(PretrainedConfig):
 
     @classmethod
     def for_decoder(cls, config: MusicgenDecoderConfig) -> Self:
-        """What MusicGen is sampled with (paper and released models): 30 s, top-k 250, guidance 3."""
+        """Returns the defaults of MusicGen (paper and released models): 30 s, top-k 250, guidance 3."""
         return cls(
             max_length=TRAINED_FRAMES + config.channel_codebooks,
             do_sample=True,
@@ -99,12 +98,12 @@ class GenerationConfig(PretrainedConfig):
 
     @classmethod
     def from_folder(cls, folder: PretrainedFolder, config: MusicgenDecoderConfig) -> Self:
-        """The generation config of a model's folder, or `for_decoder` where it has none."""
+        """Read the generation config of a model's folder, or return `for_decoder` if it has none."""
         path = folder.find(cls.file_name)
         return cls.for_decoder(config) if path is None else cls.from_dict(read_json(path))
 
     def replace(self, **changes: Any) -> Self:
-        """A changed copy. A `max_length` given here counts also where the config has `max_new_tokens`.
+        """Returns a changed copy. A `max_length` given here overrides the config's `max_new_tokens`.
 
         Raises:
             ValueError: a setting that does not exist or is not supported, or a value that is not allowed.
@@ -117,13 +116,13 @@ class GenerationConfig(PretrainedConfig):
         return changed
 
     def total_length(self, prompt_frames: int) -> int:
-        """Steps of the whole delayed sequence after a prompt of so many frames."""
+        """Returns the number of steps of the whole delayed sequence, including a prompt of `prompt_frames` frames."""
         if self.max_new_tokens is not None:
             return 1 + prompt_frames + self.max_new_tokens
         return self.max_length
 
     def fill_in(self) -> None:
-        # null in a file stands for the default.
+        # null in a file means the default.
         defaults = {"max_length": 20, "do_sample": False, "temperature": 1.0, "num_return_sequences": 1}
         for name, default in {**defaults, "return_dict_in_generate": False}.items():
             if getattr(self, name) is None:
@@ -144,7 +143,7 @@ class GenerationConfig(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        # Ours alone: written only where they say something, so that other readers are not puzzled.
+        # Other readers do not know these settings, so they are written only if they differ from the default.
         for name, default in (("max_window_frames", TRAINED_FRAMES), ("extend_stride", None), ("max_new_tokens", None)):
             if values[name] == default:
                 del values[name]
@@ -159,5 +158,5 @@ class GenerationConfig(PretrainedConfig):
                 )
 
     def _refuse_unknown(self, values: Mapping[str, Any], allowed: Any) -> None:
-        # A request may name our fields, and what `_require_supported` answers; a file may hold anything.
+        # Allow the names that `_require_supported` checks, whose error says more; a file may hold anything.
         super()._refuse_unknown(values, allowed=frozenset(_NOT_SUPPORTED))

@@ -14,15 +14,15 @@ KeysValues: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class KVCache:
-    """The attention cache of a decoder: self-attention grows with each step, cross-attention is computed once.
+    """Caches a decoder's keys and values: those of self-attention grow with each step, those of the text are fixed.
 
-    It is created by the caller of a forward pass and handed in, so no state stays in the model. It can be read like
+    The caller of a forward pass creates it and passes it in, so no state stays in the model. It can be read like
     the reference's older nested tuples: `cache[layer]` is `(key, value, cross_key, cross_value)`, each
     `(batch, heads, length, head_width)`.
 
     Args:
         num_layers: layers of the decoder.
-        capacity: steps to allocate for. More steps than that double the memory, at the price of a copy.
+        capacity: steps to allocate memory for. When they are exceeded, the memory is doubled and copied.
     """
 
     def __init__(self, num_layers: int, capacity: int) -> None:
@@ -33,11 +33,11 @@ class KVCache:
 
     @classmethod
     def from_legacy(cls, past: Sequence[Sequence[torch.Tensor]], room: int = 64) -> KVCache:
-        """A cache from nested tuples, per layer `(key, value)` or `(key, value, cross_key, cross_value)`.
+        """Make a cache from nested tuples, per layer `(key, value)` or `(key, value, cross_key, cross_value)`.
 
         Args:
-            past: the tuples; their tensors are copied.
-            room: further steps to allocate for.
+            past: the tuples; keys and values of self-attention are copied.
+            room: further steps to allocate memory for.
         """
         cache = cls(len(past), capacity=past[0][0].shape[2] + room)
         for layer, tensors in enumerate(past):
@@ -50,7 +50,7 @@ class KVCache:
     def append(self, layer: int, keys_BNSH: torch.Tensor, values_BNSH: torch.Tensor) -> KeysValues:
         """Store the keys and values of new steps and return those of all steps so far, as views.
 
-        `advance` moves on once every layer has appended.
+        Call `advance` once every layer has appended.
         """
         stored = self._self[layer]
         if keys_BNSH.requires_grad:
@@ -68,14 +68,14 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def reserve(self, steps: int) -> None:
-        """Allocate memory for that many steps in every layer that holds any."""
+        """Allocate memory for `steps` steps in every layer that holds any."""
         for layer, stored in enumerate(self._self):
             if stored is not None and stored[0].shape[2] < steps:
                 self._self[layer] = self._allocate(stored, *stored, steps)
 
     def buffers(self, layer: int) -> KeysValues:
-        """A layer's keys and values with the memory of steps to come, `(batch, heads, capacity, head_width)`; for code
-        that writes them without `append`. The layer must hold at least one step."""
+        """Returns a layer's whole buffers, `(batch, heads, capacity, head_width)`, for code that writes keys and values
+        without `append`. The layer must hold at least one step."""
         stored = self._self[layer]
         assert stored is not None
         return stored
@@ -85,15 +85,15 @@ class KVCache:
         self.length += steps
 
     def cross(self, layer: int) -> KeysValues | None:
-        """Keys and values of the text, `(batch, heads, text_length, head_width)`; None before the first pass."""
+        """Returns the text's keys and values, `(batch, heads, text_length, head_width)`; None before they are set."""
         return self._cross[layer]
 
     def set_cross(self, layer: int, keys_values: KeysValues) -> None:
-        """Keep the keys and values of the text for all later steps."""
+        """Store the keys and values of the text for all later steps."""
         self._cross[layer] = keys_values
 
     def get_seq_length(self) -> int:
-        """Past steps."""
+        """Returns the number of past steps."""
         return self.length
 
     def _allocate(
@@ -124,14 +124,14 @@ class KVCache:
 
 
 class FixedKVCache(KVCache):
-    """A cache for a CUDA graph: every step writes and reads the same memory, at a place that the device looks up.
+    """Caches keys and values for a CUDA graph: every step uses the same memory, at an index held on the device.
 
-    `append` returns `border` steps, those to come included, which the caller's mask must hide. Their memory is zero,
-    so that no NaN in it can spoil what is not seen.
+    `append` returns `border` steps, including future ones, which the caller's mask must hide. Their memory is set to
+    zero, since NaN would spread even from masked steps.
 
     Args:
-        cache: whose memory and whose text this takes over; it must hold at least one step.
-        steps: that there has to be memory for.
+        cache: the cache whose memory and text this takes over; it must hold at least one step.
+        steps: steps to allocate memory for.
     """
 
     def __init__(self, cache: KVCache, steps: int) -> None:

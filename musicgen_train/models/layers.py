@@ -35,23 +35,23 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys a query may see: all, those up to its own position, or those that `allowed` marks."""
+    """Says which keys a query attends to: all, those up to its own position, or those that `allowed` marks."""
 
     causal: bool = False
-    """Only where queries and keys are the same steps; with past keys use `allowed`."""
+    """Allowed only if queries and keys are the same steps; with past keys use `allowed`."""
     allowed: torch.Tensor | None = None
-    """Broadcasts to `(batch, heads, queries, keys)`: bool, True for keys that are seen, at least one per query; or a
-    bias in the dtype of the queries, 0 for keys that are seen and -inf for the others."""
+    """Broadcasts to `(batch, heads, queries, keys)`: bool, True for keys to attend to, at least one per query; or a
+    bias in the dtype of the queries, 0 for keys to attend to and -inf for the others."""
 
 
 class MusicgenAttention(nn.Module):
-    """Attention without biases; one class for self- and cross-attention, which differ in whose states give the keys.
+    """Implements attention without biases, for self- and cross-attention, which differ in whose states give the keys.
 
-    Its four projections are called by the decoder layer, which may do several of them in one product; a call mixes the
-    values.
+    The decoder layer calls the four projections, since it may do several of them in one product; `forward` only mixes
+    the values.
 
     Args:
-        width: of the input and output states, D.
+        width: width of the input and output states, D.
         num_heads: N, a divisor of `width`.
         dropout: probability of dropping an attention weight in training.
     """
@@ -66,15 +66,15 @@ class MusicgenAttention(nn.Module):
         self.out_proj = Linear(width, width)
 
     def queries(self, states_BSD: torch.Tensor) -> torch.Tensor:
-        """The queries of some states, `(batch, heads, steps, head_width)`."""
+        """Projects states to queries, `(batch, heads, steps, head_width)`."""
         return self.split_heads(self.q_proj(states_BSD))
 
     def keys_values(self, states_BLD: torch.Tensor) -> KeysValues:
-        """The keys and values of some states, each `(batch, heads, length, head_width)`."""
+        """Projects states to keys and values, each `(batch, heads, length, head_width)`."""
         return self.split_heads(self.k_proj(states_BLD)), self.split_heads(self.v_proj(states_BLD))
 
     def split_heads(self, states_BLD: torch.Tensor) -> torch.Tensor:
-        """`(batch, length, width)` as `(batch, heads, length, head_width)`, a view."""
+        """Returns `(batch, length, width)` viewed as `(batch, heads, length, head_width)`."""
         return states_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(
@@ -85,7 +85,7 @@ class MusicgenAttention(nn.Module):
         head_mask_N: torch.Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mix the values by attention; `out_proj` of the result is the attention's output.
+        """Average the values by attention weights; the caller applies `out_proj` to the result.
 
         Args:
             queries_BNSH: from `queries`.
@@ -117,7 +117,7 @@ class MusicgenAttention(nn.Module):
 def attend(
     queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, values_BNLH: torch.Tensor, mask: AttentionMask, dropout: float
 ) -> torch.Tensor:
-    """The values mixed by attention, fused: `(batch, heads, queries, head_width)`."""
+    """Returns the values averaged by fused attention, `(batch, heads, queries, head_width)`."""
     states = (queries_BNSH, keys_BNLH, values_BNLH)
     dtype = queries_BNSH.dtype
     if computed_in(dtype, queries_BNSH.device) == dtype:
@@ -137,7 +137,7 @@ def attend(
 
 @contextlib.contextmanager
 def without_cudnn_attention(without: bool = True) -> Iterator[None]:
-    """Within the block, keep torch from cuDNN's attention, its first choice in half precision on an H100: it makes a
+    """Disables cuDNN's attention within the block. It is torch's first choice in half precision on an H100, but makes a
     plan for every shape, which takes as long as tens of steps of generation."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(before and not without)
@@ -156,7 +156,7 @@ def _torchs_attention(
 
 
 def attention_weights(queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(H)) under a bool mask (Vaswani et al. 2017), taken in float32, in the queries' dtype."""
+    """Returns softmax(Q K^T / sqrt(H)) under a bool mask (Vaswani et al. 2017): computed in float32, in Q's dtype."""
     scores_BNSL = (queries_BNSH @ keys_BNLH.mT) * queries_BNSH.shape[-1] ** -0.5
     allowed = mask.allowed
     if mask.causal:
@@ -169,13 +169,13 @@ def attention_weights(queries_BNSH: torch.Tensor, keys_BNLH: torch.Tensor, mask:
 def self_attention_mask(
     steps: int, past: int, padding_mask_BL: torch.Tensor | None, device: torch.device
 ) -> AttentionMask:
-    """The mask of a decoder's self-attention.
+    """Makes the mask of a decoder's self-attention.
 
     Args:
         steps: new steps.
         past: cached steps before them.
-        padding_mask_BL: `(batch, past + steps)`, or `(batch, steps)` where past steps count as seen.
-        device: where the mask is needed.
+        padding_mask_BL: `(batch, past + steps)`, or `(batch, steps)` if no past step is padding.
+        device: device of the mask.
 
     Raises:
         ValueError: the padding mask has another length.
@@ -196,17 +196,17 @@ def self_attention_mask(
             f"{past} cached and {steps} new steps"
         )
     allowed_BSL = causal_SL & padding_mask_BL.bool()[:, None, :]
-    # A padded step that sees nothing would be a softmax over nothing: it sees itself, and no other step sees it.
+    # A padded step without any key would be NaN, so it attends to itself; no other step attends to it.
     itself_SL = torch.ones_like(causal_SL).tril(diagonal=past).triu(diagonal=past)
     allowed_BSL = allowed_BSL | (itself_SL & ~allowed_BSL.any(dim=-1, keepdim=True))
     return AttentionMask(allowed=allowed_BSL[:, None])
 
 
 def cross_attention_mask(text_mask_BL: torch.Tensor | None) -> AttentionMask:
-    """The mask of the attention to the text: padded positions are not seen.
+    """Makes the mask of the attention to the text, which hides padded positions.
 
-    A row with no text at all (the null condition) sees all its positions, whose states the decoder has set to zero:
-    its attention output is exactly zero on every backend, with no softmax over nothing.
+    A row without any text (the null condition) attends to all its positions, whose states the decoder has set to zero:
+    its attention output is exactly zero on every backend, and never NaN.
     """
     if text_mask_BL is None:
         return AttentionMask()
@@ -216,9 +216,9 @@ def cross_attention_mask(text_mask_BL: torch.Tensor | None) -> AttentionMask:
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's layer norm, which also takes float32 states with weights in half precision, as sharding hands them out.
+    """Extends torch's layer norm to float32 states with half-precision weights, as in sharded training.
 
-    A GPU converts the weights itself under autocast; a CPU's kernel refuses the mixture.
+    A GPU converts the weights itself under autocast; a CPU's kernel raises an error.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -228,9 +228,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 def sinusoidal_positions(first: int, steps: int, width: int, device: torch.device) -> torch.Tensor:
-    """Position embeddings as audiocraft and the hub have them: cosines, then sines (Vaswani et al. 2017, 3.5).
+    """Computes position embeddings as audiocraft and the hub do: cosines, then sines (Vaswani et al. 2017, 3.5).
 
-    They are computed where they are used and never stored. Frequency i of `half = width // 2` is
+    They are never stored in the model. Frequency i of `half = width // 2` is
     `exp(-log(10000) * i / (half - 1))`. Always float32: in half precision the angles of late positions would be wrong
     by up to 2.
 

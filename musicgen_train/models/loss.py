@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy per codebook, as sums and counts so that means can be taken over any group.
+"""The training loss: cross-entropy per codebook, as sums and counts, so that means over any group can be taken.
 
 Axes: B batch, K codebooks, S steps, N = B * S positions, D width, V codes.
 """
@@ -16,44 +16,44 @@ from musicgen_train.models.products import Linear, computed_in, product, product
 
 IGNORE = -100
 
-# Logits that are there at once. On a CPU they stay in its cache; elsewhere a product has to be worth its launch.
+# Logits that are held at once. On a CPU they should fit its cache; on a GPU a product has to be worth its launch.
 _CPU_CHUNK, _CHUNK = 2**20, 2**25
 
 
 def rows_at_once(codes: int, device: torch.device) -> int:
-    """Positions whose logits for so many codes `score_heads` makes at once."""
+    """Returns how many positions `score_heads` computes logits for at once, with `codes` codes per codebook."""
     return max(1, (_CPU_CHUNK if device.type == "cpu" else _CHUNK) // codes)
 
 
 class CodebookSums(NamedTuple):
-    """Sums over the scored positions of each codebook, each `(codebooks,)`."""
+    """Holds sums over the scored positions of each codebook, each `(codebooks,)`."""
 
     sums_K: torch.Tensor
-    """Cross-entropy in nats, float32 (float64 of float64 states). Of nothing to score: 0, with zero gradients."""
+    """Cross-entropy in nats, float32 (float64 for float64 states); 0 with zero gradients if nothing is scored."""
     counts_K: torch.Tensor
-    """Positions, int64."""
+    """Number of scored positions, int64."""
     correct_K: torch.Tensor
-    """Positions whose code has the largest logit, int64."""
+    """Number of positions whose code has the largest logit, int64."""
 
 
 def score_heads(
     hidden_BSD: torch.Tensor, heads: Iterable[nn.Module], labels_BSK: torch.Tensor, pad_id: int
 ) -> CodebookSums:
-    """What heads make of the decoder's states, without ever holding the logits of all codebooks.
+    """Scores the heads' predictions from the decoder's states, without ever holding the logits of all codebooks.
 
-    Logits are the largest tensors of a training step: of a few positions at a time they are made, scored, turned into
-    gradients of states and weights, and dropped (Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989, 3.2), so the
-    backward pass has only to multiply these with what arrives from above. Softmax and sums are taken in float32.
-    Heads that are not plain linear layers, such as those with an adapter, are called, and their logits kept.
+    Logits are the largest tensors of a training step. They are computed for a few positions at a time, scored, turned
+    into gradients of states and weights, and dropped (Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989, 3.2), so the
+    backward pass only multiplies these by the incoming gradient. Softmax and sums are taken in float32. Heads that are
+    not plain linear layers, such as those with an adapter, are called, and their logits kept.
 
     Args:
         hidden_BSD: `(batch, steps, width)`.
-        heads: of each codebook, from width to its codes.
+        heads: one per codebook, from width to its codes.
         labels_BSK: `(batch, steps, codebooks)`; -100 and `pad_id` are not scored.
         pad_id: the special id.
     """
     heads = list(heads)
-    # Not what has been wrapped, and no subclass such as sharding makes of a layer: both want to be called.
+    # Wrapped layers, and subclasses such as those of sharding, have to be called.
     if any(type(head) is not Linear for head in heads):
         return score_logits([head(hidden_BSD) for head in heads], labels_BSK, pad_id)
     labels_KN = _labels(labels_BSK, pad_id)
@@ -68,10 +68,10 @@ def score_heads(
 
 
 def score_logits(logits_BSV: Sequence[torch.Tensor], labels_BSK: torch.Tensor, pad_id: int) -> CodebookSums:
-    """What `score_heads` finds, of logits that are there already.
+    """Returns the same as `score_heads`, from logits that have been computed already.
 
     Args:
-        logits_BSV: per codebook, `(batch, steps, vocab_size)` in any floating-point type; taken to float32.
+        logits_BSV: per codebook, `(batch, steps, vocab_size)` in any floating-point type; converted to float32.
         labels_BSK: `(batch, steps, codebooks)`; -100 and `pad_id` are not scored.
         pad_id: the special id.
     """
@@ -81,17 +81,17 @@ def score_logits(logits_BSV: Sequence[torch.Tensor], labels_BSK: torch.Tensor, p
         F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
         for logits, labels in zip(logits_NV, labels_KN, strict=True)
     ]
-    # No label is negative but those that are not scored, which no argmax equals.
+    # Labels that are not scored are negative, so no argmax equals them.
     correct = [(logits.argmax(dim=-1) == labels).sum() for logits, labels in zip(logits_NV, labels_KN, strict=True)]
     return CodebookSums(torch.stack(sums), (labels_KN != IGNORE).sum(dim=1), torch.stack(correct))
 
 
 def mean_over_codebooks(sums_K: torch.Tensor, counts_K: torch.Tensor) -> torch.Tensor:
-    """The loss: the mean, over codebooks that have anything to score, of each one's mean cross-entropy.
+    """Returns the loss: the mean, over codebooks with scored positions, of each one's mean cross-entropy.
 
-    It is audiocraft's, except that a codebook with nothing to score does not make it NaN. Pass sums and counts added
-    up over micro-batches and ranks to get what one big batch would give; the sums of one micro-batch with the counts
-    of all of them give its part of that, and the parts add up to the whole.
+    It is audiocraft's, except that a codebook without scored positions does not make it NaN. Pass sums and counts added
+    up over micro-batches and ranks to get the loss of one big batch; the sums of one micro-batch with the counts of all
+    of them give its part of that loss, and the parts add up to it.
     """
     scored = counts_K > 0
     means = sums_K / counts_K.clamp(min=1)
@@ -103,7 +103,7 @@ def _labels(labels_BSK: torch.Tensor, pad_id: int) -> torch.Tensor:
 
 
 class _ScoredHeads(torch.autograd.Function):
-    """Sums and hits of `_score`; the gradients of each codebook's sum are made with it and kept."""
+    """Returns the sums and hits of `_score`; the gradients of each codebook's sum are computed with it and kept."""
 
     @staticmethod
     def forward(
@@ -125,7 +125,7 @@ class _ScoredHeads(torch.autograd.Function):
         kept = list(ctx.saved_tensors)
         grad_ND = None
         if of_hidden:
-            # One codebook after the other: all of them at once would be a tensor as wide as they are many.
+            # One codebook after the other, since stacking them would need that many times the memory.
             grad_ND = torch.zeros_like(kept[0], dtype=grads[0].dtype)
             for factor in of_sums:
                 grad_ND.addcmul_(kept.pop(0), factor)
@@ -142,15 +142,15 @@ def _score(
     of_hidden: bool,
     of_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Sums and hits of each codebook, and on request the gradients of each sum, by states and by its head's weights.
+    """Computes sums and hits of each codebook, and on request the gradients of each sum by states and head weights.
 
     Args:
-        dtype: what operands of products are rounded to.
+        dtype: dtype that operands of products are rounded to.
         hidden_ND: states.
-        labels_KN: with `IGNORE` where nothing is scored.
-        weights_VD: of the heads.
-        of_hidden: make the gradients by the states, `(N, D)` per codebook, in the dtype of products.
-        of_weights: make those by the weights, in their dtype.
+        labels_KN: labels, `IGNORE` where nothing is scored.
+        weights_VD: weights of the heads.
+        of_hidden: compute the gradients by the states, `(N, D)` per codebook, in the dtype of products.
+        of_weights: compute those by the weights, in their dtype.
     """
     fast = computed_in(dtype, hidden_ND.device)
     exact = torch.promote_types(dtype, torch.float32)
@@ -170,13 +170,13 @@ def _score(
                 logits_CV = product(states_CD, rounded_VD).to(exact)
                 best_C1 = logits_CV.argmax(dim=-1, keepdim=True)
                 shares_CV = logits_CV.softmax(dim=-1)
-                # The logarithm of the softmax's sum, by way of its largest share, which is never too small for one.
+                # logsumexp = best logit - log(its probability); the largest probability is never too small for a log.
                 total_C1 = logits_CV.gather(-1, best_C1) - shares_CV.gather(-1, best_C1).log()
                 sum_ += (total_C1 - logits_CV.gather(-1, codes_C1)).masked_fill(~scored_C1, 0.0).sum()
                 hits += (best_C1 == labels_C1).sum()  # no code is IGNORE
                 if grad_ND is None and grad_VD is None:
                     continue
-                # Of cross-entropy by logits: softmax less one at the label.
+                # Gradient of cross-entropy by logits: softmax, minus one at the label.
                 grad_CV = shares_CV.scatter_add_(-1, codes_C1, torch.full_like(codes_C1, -1, dtype=exact))
                 grad_CV = grad_CV.masked_fill_(~scored_C1, 0.0).to(fast)
                 if grad_ND is not None:

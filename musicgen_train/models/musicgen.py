@@ -1,4 +1,4 @@
-"""The composite: frozen text and audio encoders around the decoder. Text and audio in, audio out.
+"""The composite: frozen text and audio encoders around the decoder; it maps text and audio to audio.
 
 Axes: B batch, K codebooks, T frames, L text length, D width, C audio channels.
 """
@@ -40,10 +40,10 @@ _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only
 
 
 class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
-    """Text encoder, audio encoder and decoder, with the projection between text and decoder where their widths differ.
+    """Joins text encoder, audio encoder and decoder, with a projection of the text states if their widths differ.
 
     Args:
-        config: of all three; may be left out where all three models are given.
+        config: config of all three; may be left out if all three models are given.
         text_encoder, audio_encoder, decoder: models to use; one that is not given gets new random weights.
 
     Raises:
@@ -71,7 +71,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         self.text_encoder = T5EncoderModel(config.text_encoder) if text_encoder is None else text_encoder
         self.audio_encoder = EncodecModel(config.audio_encoder) if audio_encoder is None else audio_encoder
         self.decoder = MusicgenForCausalLM(config.decoder) if decoder is None else decoder
-        # One object each, so that a change through either path is seen through both.
+        # Share the config objects with the parts, so that a change through either path is seen through both.
         config.text_encoder, config.audio_encoder = self.text_encoder.config, self.audio_encoder.config
         config.decoder = self.decoder.config
         text_width, width = config.text_encoder.hidden_size, config.decoder.hidden_size
@@ -82,7 +82,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """How to generate by default: the decoder's own."""
+        """Returns the default settings of `generate`, which belong to the decoder."""
         return self.decoder.generation_config
 
     @generation_config.setter
@@ -103,20 +103,20 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
     ) -> Self:
         """Put a composite together from three pretrained parts.
 
-        Each part comes from a folder or hub id of its own kind, or of a composite that has it. Where the decoder comes
-        from a composite whose text encoder is as wide as this one, its projection and generation config come along;
+        Each part comes from a folder or hub id of its own kind, or of a composite that has it. If the decoder comes
+        from a composite whose text encoder is as wide as this one, its projection and generation config are used;
         otherwise the projection is new and has to be trained.
 
         Args:
-            text_encoder_pretrained_model_name_or_path: of a T5, e.g. `google-t5/t5-base`.
-            audio_encoder_pretrained_model_name_or_path: of an EnCodec, e.g. `facebook/encodec_32khz`.
-            decoder_pretrained_model_name_or_path: of a MusicGen decoder or composite, e.g. `facebook/musicgen-small`.
+            text_encoder_pretrained_model_name_or_path: a T5, e.g. `google-t5/t5-base`.
+            audio_encoder_pretrained_model_name_or_path: an EnCodec, e.g. `facebook/encodec_32khz`.
+            decoder_pretrained_model_name_or_path: a MusicGen decoder or composite, e.g. `facebook/musicgen-small`.
             text_encoder_model, audio_encoder_model, decoder_model: models in place of the paths.
             kwargs: arguments of each part's `from_pretrained` after its prefix (`text_encoder_`, `audio_encoder_`,
                 `decoder_`), e.g. `decoder_dropout=0.0`; without a prefix, for all three, e.g. `dtype="bfloat16"`.
 
         Raises:
-            ValueError: a part is given neither way.
+            ValueError: a part has neither a path nor a model.
         """
         shared, prefixed = _split_by_prefix(kwargs, ("text_encoder_", "audio_encoder_", "decoder_"))
         text_encoder = text_encoder_model or T5EncoderModel.from_pretrained(
@@ -178,7 +178,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
             attention_mask: `(batch, text_length)`, 0 for padding; belongs to `encoder_outputs` too.
             input_values: audio whose codes are the decoder's input, `(batch, channels, samples)`; used where none of
                 `decoder_input_ids`, `decoder_inputs_embeds` and `labels` is given.
-            padding_mask: of `input_values`.
+            padding_mask: mask of `input_values`, as for `encode_audio`.
             decoder_input_ids: delayed codes, `(batch * num_codebooks, steps)` or `(batch, num_codebooks, steps)`.
             decoder_attention_mask: `(batch, steps)`.
             encoder_outputs: text states `(batch, text_length, text hidden_size)` as the first element, computed before.
@@ -264,16 +264,16 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         Args:
             input_ids, attention_mask: text, from the processor.
             input_values, padding_mask: audio to continue, from the processor; `(batch, channels, samples)`. Prompts of
-                different lengths are padded, and the padding is heard by the model as silence: prefer equal lengths.
+                different lengths are padded, and the model hears the padding as silence: prefer equal lengths.
             encoder_outputs: text states computed before, `(batch, text_length, text hidden_size)` as the first element,
-                each row once whatever the guidance.
+                without null rows, also under guidance.
             decoder_input_ids: aligned codes to continue, in place of `input_values`.
             generation_config, generator, stopping_criteria, streamer, overrides: as for `MusicgenForCausalLM.generate`.
 
         Returns:
-            Audio `(batch * num_return_sequences, audio_channels, samples)`, what was continued included; rows that
-            were stopped early end in silence. With `return_dict_in_generate=True` a `GenerateOutput`, whose
-            `sequences` are the audio.
+            Audio `(batch * num_return_sequences, audio_channels, samples)`, the prompt included; rows that were
+            stopped early end in silence. With `return_dict_in_generate=True` a `GenerateOutput`, whose `sequences`
+            are the audio.
 
         Raises:
             ValueError: as for `MusicgenForCausalLM.generate`.
@@ -306,7 +306,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         return audio
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
-        """Inputs of `generate` for audio that follows from no text."""
+        """Returns inputs of `generate` for audio without a text."""
         width = self.config.text_encoder.hidden_size
         return UnconditionalInput(
             encoder_outputs=(torch.zeros((num_samples, 1, width), device=self.device, dtype=self.dtype),),
@@ -315,9 +315,9 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         )
 
     def project_text(self, states_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
-        """Text states in the decoder's width, zero where the mask is 0.
+        """Project text states to the decoder's width and set them to zero where the mask is 0.
 
-        The mask comes last: the projection has a bias, so zeros before it would not stay zeros.
+        The mask is applied last, since the projection's bias would make zeros nonzero.
         """
         if self.enc_to_dec_proj is not None:
             states_BLD = self.enc_to_dec_proj(states_BLD.to(self.enc_to_dec_proj.weight.dtype))
@@ -328,10 +328,10 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
     def encode_audio(
         self, audio_BCS: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[Scales]]:
-        """Audio as the decoder's codes.
+        """Encode audio as the decoder's codes.
 
-        Stereo is coded channel by channel with the mono codec and interleaved; for a stereo decoder, mono audio is the
-        same on both sides.
+        Stereo is coded channel by channel with the mono codec and interleaved; for a stereo decoder, mono audio is used
+        for both sides.
 
         Args:
             audio_BCS: `(batch, channels, samples)` at the codec's sampling rate.
@@ -361,7 +361,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         return codes, [left[1], right[1]]
 
     def decode_audio(self, codes_BKT: torch.Tensor, scales: list[Scales] | None = None) -> torch.Tensor:
-        """The inverse of `encode_audio`: `(batch, audio_channels, samples)` from aligned codes."""
+        """Decode aligned codes to audio `(batch, audio_channels, samples)`, the inverse of `encode_audio`."""
         channels = self.config.decoder.audio_channels
         sides = [
             self.audio_encoder.decode(codes_BKT[None, :, side::channels], [None] if scales is None else scales[side])
@@ -370,29 +370,27 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
         return torch.cat([side.audio_values for side in sides], dim=1)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """The decoder's inputs that predict `labels`: `(batch, num_codebooks, steps)`, one step later."""
+        """Returns the decoder's inputs that predict `labels`: shifted by one step, `(batch, num_codebooks, steps)`."""
         config = self.config.decoder
         assert config.decoder_start_token_id is not None
         return shift_labels(labels, config.pad_token_id, config.decoder_start_token_id)
 
     def freeze_text_encoder(self) -> None:
-        """Keep the text encoder out of training."""
+        """Exclude the text encoder from training."""
         self.text_encoder.requires_grad_(False)
 
     def freeze_audio_encoder(self) -> None:
-        """Keep the audio encoder out of training."""
+        """Exclude the audio encoder from training."""
         self.audio_encoder.requires_grad_(False)
 
     def get_encoder(self) -> T5EncoderModel:
-        """The text encoder."""
+        """Returns the text encoder."""
         return self.text_encoder
 
     def get_audio_encoder(self) -> EncodecModel:
-        """The audio encoder."""
         return self.audio_encoder
 
     def get_decoder(self) -> MusicgenForCausalLM:
-        """The decoder."""
         return self.decoder
 
     def _text_states(
@@ -432,7 +430,7 @@ class MusicgenForConditionalGeneration(PretrainedModel[MusicgenConfig]):
             )
 
     def _take_projection(self, decoder_folder: PretrainedFolder) -> None:
-        """Copy the projection of the composite that the decoder was read from, where it has one of this shape."""
+        """Copy the projection of the composite that the decoder was read from, if it has one of this shape."""
         if self.enc_to_dec_proj is None:
             return
         weights = open_weights(decoder_folder)

@@ -1,4 +1,4 @@
-"""What the models return: dataclasses that are also read by position or key, like the reference's outputs."""
+"""The models' outputs: dataclasses that can also be read by position or key, like the reference's outputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class ModelOutput:
-    """Base of the output dataclasses. Positions, keys and `len` count only the values that are not None."""
+    """Is the base of the output dataclasses. Positions, keys and `len` count only the values that are not None."""
 
     def keys(self) -> list[str]:
-        """Names of the values that are not None, in order."""
+        """Returns the names of the values that are not None, in order."""
         return [name for name in self.__dataclass_fields__ if getattr(self, name) is not None]  # type: ignore[attr-defined]
 
     def values(self) -> list[Any]:
@@ -27,7 +27,7 @@ class ModelOutput:
         return [(name, getattr(self, name)) for name in self.keys()]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The values that are not None, in order: what `return_dict=False` gives."""
+        """Returns the values that are not None, in order, as models do with `return_dict=False`."""
         return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
@@ -49,7 +49,7 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutput(ModelOutput):
-    """Of an encoder."""
+    """Holds the outputs of an encoder."""
 
     last_hidden_state: torch.Tensor | None = None
     """`(batch, length, hidden_size)`."""
@@ -61,7 +61,7 @@ class BaseModelOutput(ModelOutput):
 
 @dataclass
 class DecoderOutput(ModelOutput):
-    """Of the decoder without heads."""
+    """Holds the outputs of the decoder without heads."""
 
     last_hidden_state: torch.Tensor | None = None
     """`(batch, steps, hidden_size)`, after the final layer norm."""
@@ -76,7 +76,7 @@ class DecoderOutput(ModelOutput):
 
 @dataclass
 class CausalLMOutput(ModelOutput):
-    """Of the decoder with heads."""
+    """Holds the outputs of the decoder with heads."""
 
     loss: torch.Tensor | None = None
     """Mean over codebooks of each codebook's mean cross-entropy, a float32 scalar."""
@@ -87,23 +87,23 @@ class CausalLMOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     codebook_losses: torch.Tensor | None = None
-    """Each codebook's mean cross-entropy in nats, float32 `(num_codebooks,)`, detached; NaN for one without labels."""
+    """Each codebook's mean cross-entropy in nats, float32 `(num_codebooks,)`, detached; NaN without labels."""
     codebook_counts: torch.Tensor | None = None
-    """How many labels each of those means is over, int64 `(num_codebooks,)`."""
+    """Number of labels in each of those means, int64 `(num_codebooks,)`."""
 
 
 class ScoredOutput(CausalLMOutput):
-    """Of the decoder with heads and labels, whose loss needs no logits: they are made when first looked at.
+    """Holds the outputs of the decoder with heads and labels; logits, which the loss does not need, are made lazily.
 
     Args:
-        make_logits: called once at most.
+        make_logits: called at most once.
         values: the other fields.
     """
 
     def __init__(self, make_logits: Callable[[], torch.Tensor], **values: Any) -> None:
         super().__init__(**values)
         self._make_logits = make_logits
-        del self.logits  # the field's default, which is in the way of the property
+        del self.logits  # the field's default would hide the property
 
     @functools.cached_property
     def logits(self) -> torch.Tensor:  # type: ignore[override]
@@ -112,7 +112,7 @@ class ScoredOutput(CausalLMOutput):
 
 @dataclass
 class Seq2SeqLMOutput(ModelOutput):
-    """Of the composite."""
+    """Holds the outputs of the composite."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -129,10 +129,10 @@ class Seq2SeqLMOutput(ModelOutput):
 
 @dataclass
 class EncodecEncoderOutput(ModelOutput):
-    """Of `EncodecModel.encode`."""
+    """Holds the outputs of `EncodecModel.encode`."""
 
     audio_codes: torch.Tensor | None = None
-    """int64 `(chunks, batch, num_codebooks, frames)`; one chunk unless the config says `chunk_length_s`."""
+    """int64 `(chunks, batch, num_codebooks, frames)`; one chunk unless the config has `chunk_length_s`."""
     audio_scales: list[torch.Tensor | None] | None = None
     """Per chunk, the volume that was divided out, `(batch, 1)`; None without `normalize`."""
     last_frame_pad_length: int | None = None
@@ -141,7 +141,7 @@ class EncodecEncoderOutput(ModelOutput):
 
 @dataclass
 class EncodecDecoderOutput(ModelOutput):
-    """Of `EncodecModel.decode`."""
+    """Holds the output of `EncodecModel.decode`."""
 
     audio_values: torch.Tensor | None = None
     """`(batch, audio_channels, samples)`."""
@@ -149,7 +149,7 @@ class EncodecDecoderOutput(ModelOutput):
 
 @dataclass
 class EncodecOutput(ModelOutput):
-    """Of `EncodecModel.forward`: a round trip."""
+    """Holds the outputs of `EncodecModel.forward`, a round trip."""
 
     audio_codes: torch.Tensor | None = None
     audio_values: torch.Tensor | None = None
@@ -157,22 +157,22 @@ class EncodecOutput(ModelOutput):
 
 @dataclass
 class UnconditionalInput(ModelOutput):
-    """Inputs of `generate` that stand for no text at all."""
+    """Holds inputs of `generate` for unconditional generation."""
 
     encoder_outputs: tuple[torch.Tensor, ...] | None = None
     """One tensor of zeros, `(batch, 1, text_hidden_size)`."""
     attention_mask: torch.Tensor | None = None
     """int64 zeros `(batch, 1)`."""
     guidance_scale: float | None = None
-    """1: with nothing to be guided towards, guidance would only double the work."""
+    """1, since without a text guidance would only double the work."""
 
 
 @dataclass
 class GenerateOutput(ModelOutput):
-    """Of `generate(return_dict_in_generate=True)`."""
+    """Holds the outputs of `generate(return_dict_in_generate=True)`."""
 
     sequences: torch.Tensor | None = None
-    """What `generate` returns otherwise: audio `(batch, channels, samples)` of the composite, codes of the decoder."""
+    """The composite's audio `(batch, channels, samples)`, or the decoder's codes: as `generate` returns otherwise."""
     codes: torch.Tensor | None = None
     """int64 `(batch, num_codebooks, frames)`, aligned (the delay is undone), the prompt included."""
     lengths: torch.Tensor | None = None
@@ -180,5 +180,5 @@ class GenerateOutput(ModelOutput):
 
 
 def as_requested(output: ModelOutput, return_dict: bool | None) -> Any:
-    """`output` itself, or its tuple where `return_dict` is False."""
+    """Returns `output` itself, or its tuple if `return_dict` is False."""
     return output.to_tuple() if return_dict is False else output

@@ -1,4 +1,4 @@
-"""What all models share: reading their weights from a hub folder, strictly, and writing them back, atomically."""
+"""The base class of all models: it reads weights from a hub folder, strictly, and writes them, atomically."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ConfigT = TypeVar("ConfigT", bound=PretrainedConfig)
 
 
 class PretrainedModel(nn.Module, Generic[ConfigT]):
-    """A model with a config, whose state-dict names and layouts are the hub's.
+    """Is the base of models with a config and with the hub's state-dict names and layouts.
 
-    Subclasses hold no non-persistent buffer: what is computed from the config is computed where it is used, so a
+    Subclasses have no non-persistent buffers: what depends on the config alone is computed where it is used, so a
     model built on the meta device needs nothing but its weights.
     """
 
@@ -57,25 +57,25 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
         return next(self.parameters()).dtype
 
     def num_parameters(self, *, only_trainable: bool = False) -> int:
-        """How many numbers the parameters hold, shared ones once."""
+        """Count the numbers in the parameters, shared ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     @classmethod
     def from_config(cls, config: ConfigT) -> Self:
-        """A model with new random weights."""
+        """Make a model with new random weights."""
         return cls(config)
 
     @classmethod
     def model_key(cls, file_key: str) -> str | None:
-        """The state-dict name for a tensor's name in a file of this model; None for one to pass over.
+        """Map a tensor's name in a file to its state-dict name; None skips the tensor.
 
-        Subclasses translate spellings of older files and name what their files may hold beside the model.
+        Subclasses translate the names of older files, and skip tensors that are not part of the model.
         """
         return file_key
 
     @classmethod
     def composite_prefix(cls) -> str | None:
-        """The prefix of this model's tensors in a composite's files; None for a model that is no part of one."""
+        """Returns the prefix of this model's tensors in a composite's files; None if it is no part of one."""
         key = cls.config_class.composite_key
         return None if key is None else f"{key}."
 
@@ -95,7 +95,7 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
         local_files_only: bool = False,
         **config_overrides: Any,
     ) -> Self:
-        """Read a model from a local folder or hub id; from a composite's folder, the part this class stands for.
+        """Read a model from a local folder or hub id; from a composite's folder, the part of this class.
 
         The model is built without memory, then takes its tensors from the memory-mapped files. On the CPU, in the dtype
         of the files, that costs next to nothing until the weights are used; otherwise memory holds the model and, while
@@ -146,15 +146,15 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
     ) -> None:
         """Write config and weights in the hub's layout, atomically (see `atomic_folder`).
 
-        Weights of an earlier save go away, also where it had more files. A model that maps them keeps its values.
+        All weight files of an earlier save are removed. A model that has them memory-mapped keeps its values.
 
         Args:
-            folder: where to; made if need be. What else is in it, such as a processor's files, stays.
+            folder: target, created if missing. Other files in it, such as a processor's, stay.
             state_dict: write these tensors in place of the model's own, e.g. an average of its weights.
             max_shard_size: the largest weight file, in bytes or like "5GB"; above it weights are split.
 
         Raises:
-            CheckpointError: `state_dict` does not fit the model, or has no values (meta device).
+            CheckpointError: `state_dict` does not fit the model, or is on the meta device.
             ValueError: a value assigned to the config is not allowed, or `max_shard_size` is no size.
             OSError: the folder cannot be written.
         """
@@ -167,10 +167,10 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
             self._write_companions(staging)
 
     def _read_companions(self, folder: PretrainedFolder) -> None:
-        """Read what lies beside weights and config, e.g. the generation config."""
+        """Read further files of the folder, e.g. the generation config."""
 
     def _write_companions(self, folder: Path) -> None:
-        """Write what lies beside weights and config."""
+        """Write further files of the folder."""
 
     @classmethod
     def _prefix_in(cls, folder: PretrainedFolder) -> str:
@@ -197,14 +197,14 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
             target = self._dtype_of(name, value.dtype, dtype) if value.is_floating_point() else value.dtype
             state[name] = value.to(device=device or "cpu", dtype=target)
         aliases = {alias: state[name] for alias, name in self.tied_keys.items() if alias in self.state_dict()}
-        # assign: the meta tensors are replaced, nothing is copied into them.
+        # assign=True, since meta tensors must be replaced and cannot be copied into.
         self.load_state_dict({**state, **aliases}, strict=True, assign=True)
         self.tie_weights()
         left = [name for name, value in (*self.named_parameters(), *self.named_buffers()) if value.is_meta]
         assert not left, f"{type(self).__name__} has tensors that no file gives values: {left}"
 
     def _names_in(self, weights: WeightFiles, prefix: str, source: str) -> dict[str, str]:
-        """State-dict names of this model to tensor names in the files."""
+        """Maps state-dict names of this model to tensor names in the files."""
         main: dict[str, str] = {}
         tied: dict[str, str] = {}
         for file_key in weights:
@@ -224,9 +224,9 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
         return target
 
     def cast(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device and a dtype, but for what loading in that dtype leaves in float32, too.
+        """Move to a device and a dtype, except for parameters that loading in that dtype also leaves in float32.
 
-        `to` has no exceptions: it rounds, and overflows, all of them.
+        `to` has no exceptions: it casts those too, and they overflow.
         """
         kept = {
             name: parameter.detach().to(device)
@@ -238,7 +238,7 @@ class PretrainedModel(nn.Module, Generic[ConfigT]):
             self.get_parameter(name).data = value
 
     def tie_weights(self) -> None:
-        """Make the parameters of `tied_keys` one again, since loading gives each name a parameter of its own."""
+        """Share the parameters of `tied_keys` again, since loading gives each name a parameter of its own."""
 
     def _state_to_save(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         kept = {name: value for name, value in state.items() if name not in self.tied_keys}
@@ -262,7 +262,7 @@ class _WithoutInitialization(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        # Of tensors and of nn.init: normal_, trunc_normal_, kaiming_uniform_ and so on.
+        # Matches normal_, trunc_normal_, kaiming_uniform_ and so on, of tensors and of nn.init.
         if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
@@ -273,7 +273,7 @@ def check_state_dict(expected: Mapping[str, torch.Tensor], found: Mapping[str, t
 
     Args:
         expected: the model's own.
-        found: name to shape of what is to be loaded.
+        found: names and shapes of the tensors to load.
         what: the start of the error's sentence.
 
     Raises:
@@ -307,7 +307,7 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
 
 
 def _main_dtype(state: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """The floating-point dtype that most numbers of a state dict have."""
+    """Returns the floating-point dtype that most numbers of a state dict have."""
     numbers: Counter[torch.dtype] = Counter()
     for value in state.values():
         if value.is_floating_point():
@@ -316,7 +316,7 @@ def _main_dtype(state: Mapping[str, torch.Tensor]) -> torch.dtype:
 
 
 def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The config of a file with the dtype of the weights beside it, which transformers takes for what to load."""
+    """Returns a file's config with the dtype of the weights, in which transformers loads them by default."""
     name = str(dtype).removeprefix("torch.")
     parts = {
         key: _with_dtype(part, dtype) for key, part in config.items() if isinstance(part, dict) and "model_type" in part

@@ -1,11 +1,11 @@
-"""Matrix products, each by what is fastest at it on a CPU; elsewhere torch's own.
+"""Matrix products: on a CPU by the fastest library, elsewhere torch's own.
 
-float32: torch takes MKL, which has no AVX-512 code for processors that are not Intel's. oneDNN has, and takes the large
-ones.
+float32: torch calls MKL, which has AVX-512 code only for Intel's processors. oneDNN has it for all, so large products
+go there.
 
-bfloat16: torch takes oneDNN where that has kernels for the processor. On other CPUs, such as those with AVX2 alone, it
-falls back to plain loops, which take many times as long as float32. There, operands are rounded as asked and multiplied
-in float32, which rounds no more than real half-precision products do.
+bfloat16: torch calls oneDNN if that has kernels for the processor. On other CPUs, such as those with AVX2 alone, it
+falls back to plain loops, which take many times as long as float32. There, operands are rounded to bfloat16 and
+multiplied in float32, which rounds no more than real half-precision products do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# What torch itself asks before it takes oneDNN rather than loops.
+# torch's own condition for oneDNN rather than loops.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-# With AVX2 alone the two are level; on Intel's processors they were not compared.
+# With AVX2 alone oneDNN and MKL are equally fast; on Intel's processors they were not compared.
 _ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Multiplications that are worth the way to oneDNN, which is some 10 us longer.
+# A call of oneDNN costs some 10 us more, which pays off from this many multiplications on.
 _ONEDNN_FROM = 2**24
 
 
@@ -31,41 +31,41 @@ _WITHOUT_AUTOCAST = "meta"
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast rounds the operands of products to on a device; None where it is off."""
+    """Returns the dtype that autocast rounds the operands of products to on a device; None if it is off."""
     if device.type != _WITHOUT_AUTOCAST and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off for what is computed on a device."""
+    """Switches autocast off for what is computed on a device."""
     return contextlib.nullcontext() if device.type == _WITHOUT_AUTOCAST else torch.autocast(device.type, enabled=False)
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What a matrix product rounds its operands to: the dtype that autocast asks for, or the tensor's own."""
+    """Returns the dtype that a matrix product rounds its operands to: autocast's, or the tensor's own."""
     asked = autocast_dtype(tensor.device)
     return tensor.dtype if asked is None or tensor.dtype == torch.float64 else asked
 
 
 def rounded(tensor: torch.Tensor) -> torch.Tensor:
-    """What several products take, rounded once: autocast would make, and the backward pass keep, a copy for each."""
+    """Rounds the input of several products once: autocast would make, and the backward pass keep, a copy for each."""
     return tensor.to(product_dtype(tensor))
 
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which products of operands rounded to `dtype` are fast: float32, or `dtype` itself."""
+    """Returns the dtype in which products of operands rounded to `dtype` are fast: float32, or `dtype` itself."""
     if device.type == "cpu" and dtype == torch.bfloat16 and not _CPU_MULTIPLIES_BFLOAT16:
         return torch.float32
     return dtype
 
 
 def product(states: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """states @ weight.T, which autograd may not see.
+    """Returns states @ weight.T, without support for autograd.
 
     Args:
         states: `(..., I)`.
-        weight_OI: `(O, I)`, of the same dtype, contiguous or the transpose of what is.
+        weight_OI: `(O, I)`, of the same dtype, contiguous or the transpose of a contiguous tensor.
     """
     if _is_for_onednn(states, weight_OI, states.dtype):
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, weight_OI, None, "none", [], "")
@@ -74,18 +74,18 @@ def product(states: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 
 def _is_for_onednn(states: torch.Tensor, weight_OI: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is faster at states @ weight.T in that dtype."""
+    """Returns True if oneDNN is faster at states @ weight.T in that dtype."""
     return (
         _ONEDNN_IS_FASTER
         and dtype == torch.float32
         and states.device.type == "cpu"
-        and not torch.compiler.is_compiling()  # before a look at the shape, which would bind the graph to it
+        and not torch.compiler.is_compiling()  # first, since reading the shape would specialize the graph
         and states.numel() * len(weight_OI) >= _ONEDNN_FROM
     )
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias, fast on any CPU. Its results have the dtype of `nn.Linear`'s."""
+    """Implements a linear layer without bias that is fast on any CPU. Results have the dtype of `nn.Linear`'s."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -99,16 +99,16 @@ class Linear(nn.Linear):
 
 
 def gelu_product(inner: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """gelu(inner) @ weight.T, of which the backward pass keeps `inner` alone.
+    """Returns gelu(inner) @ weight.T; only `inner` is kept for the backward pass.
 
-    The activation is the widest tensor of a transformer's layer, and costs next to nothing to make again.
+    The activation is the widest tensor of a transformer's layer, and costs next to nothing to recompute.
     """
     result: torch.Tensor = _Product.apply(inner, weight_OI, product_dtype(inner), True)
     return result
 
 
 class _Product(torch.autograd.Function):
-    """states @ weight.T of operands rounded to `dtype`, in what is fast; after a gelu, which is not kept."""
+    """Computes states @ weight.T of operands rounded to `dtype`, optionally after a gelu, whose result is not kept."""
 
     @staticmethod
     def forward(
@@ -130,11 +130,11 @@ class _Product(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 states = _operand(F.gelu(kept) if ctx.after_gelu else kept, ctx.dtype)
                 grad_weight = (grad.flatten(0, -2).T @ states.flatten(0, -2)).to(weight_OI.dtype)
-                del states  # before what is as large
+                del states  # before a tensor of the same size is allocated
             if ctx.needs_input_grad[0]:
                 grad_states = product(grad, _operand(weight_OI, ctx.dtype).T).to(ctx.states_dtype)
                 if ctx.after_gelu:
-                    # In its place: nothing else in a layer is as large.
+                    # In place, since nothing else in a layer is as large.
                     torch.ops.aten.gelu_backward.grad_input(grad_states, kept, grad_input=grad_states)
         return grad_states, grad_weight, None, None
 

@@ -25,14 +25,14 @@ from musicgen_train.models.products import Linear, autocast_dtype
 
 
 class T5EncoderModel(PretrainedModel[T5Config]):
-    """The encoder half of T5 with its embedding.
+    """Implements the encoder half of T5 with its embedding.
 
-    `from_pretrained` also reads the folder of a whole T5, whose decoder it passes over, and of a MusicGen composite.
+    `from_pretrained` also reads the folder of a whole T5, whose decoder it skips, and of a MusicGen composite.
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = T5Config
     tied_keys: ClassVar[Mapping[str, str]] = {"encoder.embed_tokens.weight": "shared.weight"}
-    # Its inputs exceed the range of float16 in published checkpoints.
+    # The inputs of `wo` exceed the range of float16 in published checkpoints.
     keep_in_float32: ClassVar[tuple[str, ...]] = ("wo",)
 
     def __init__(self, config: T5Config) -> None:
@@ -62,11 +62,11 @@ class T5EncoderModel(PretrainedModel[T5Config]):
 
         Args:
             input_ids: int `(B, L)`, each in `[0, vocab_size)`.
-            attention_mask: `(B, L)`, 1 or True at tokens, 0 or False at padding, on either side; without it all count.
-                States at padding are finite and mean nothing. So are those of a row that is all padding.
+            attention_mask: `(B, L)`, 1 or True at tokens, 0 or False at padding, on either side; default all ones.
+                States at padding, and those of a row that is all padding, are finite and meaningless.
             inputs_embeds: `(B, L, D)`, in place of `input_ids`.
-            output_attentions: also return each layer's attention weights; they are then computed step by step, more
-                slowly. None means what the config says, by default no.
+            output_attentions: also return each layer's attention weights, from the slower, unfused path. None means
+                what the config says, by default no.
             output_hidden_states: also return the embeddings and each layer's output. None as above.
             return_dict: False for a tuple.
             head_mask: `(num_layers, N)`, a factor for each attention head; 0 switches it off.
@@ -76,8 +76,8 @@ class T5EncoderModel(PretrainedModel[T5Config]):
             `attentions`, `num_layers` of `(B, N, L, L)`.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`, a wrong shape, no token, or (on the CPU, where
-                the check costs nothing) an id outside the vocabulary.
+            ValueError: both or none of `input_ids` and `inputs_embeds`, a wrong shape, no token, or (checked on the CPU
+                only) an id outside the vocabulary.
         """
         return self.encoder(
             input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict, head_mask
@@ -85,7 +85,7 @@ class T5EncoderModel(PretrainedModel[T5Config]):
 
 
 class T5Stack(nn.Module):
-    """Embedding, blocks, and the layer norm at the end."""
+    """Runs embedding, blocks and the final layer norm."""
 
     def __init__(self, config: T5Config, embed_tokens: nn.Embedding) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class T5Stack(nn.Module):
         return_dict: bool | None,
         head_mask: torch.Tensor | None,
     ) -> BaseModelOutput:
-        """As `T5EncoderModel.forward`."""
+        """Does the work of `T5EncoderModel.forward`."""
         if output_attentions is None:
             output_attentions = bool(getattr(self.config, "output_attentions", False))
         if output_hidden_states is None:
@@ -148,7 +148,7 @@ class T5Stack(nn.Module):
             raise ValueError(
                 f"input_ids is {list(input_ids.shape)}; expected [batch, length] with a length of at least 1"
             )
-        # On other devices the look would wait for all work queued there.
+        # On other devices the check would wait for all queued work.
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(value) for value in input_ids.aminmax())
             if low < 0 or high >= self.config.vocab_size:
@@ -159,12 +159,12 @@ class T5Stack(nn.Module):
         return self.embed_tokens(input_ids)
 
     def _attention_bias(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """What every layer adds to its attention logits, positions and padding in one: `(1 or B, N, L, L)`."""
+        """Returns what every layer adds to its attention logits for positions and padding: `(1 or B, N, L, L)`."""
         batch, length, _ = embeddings.shape
         first_block: Any = self.block[0]
         bias = first_block.layer[0].SelfAttention.relative_attention_bias(length)
-        # The dtype of the logits. Cast before masking: the least float32 is -inf as a bfloat16, and a row of nothing
-        # but -inf has no softmax. With the least finite number, a row that is all padding attends evenly to it.
+        # Cast to the dtype of the logits before masking: the lowest float32 would become -inf in bfloat16, and a row of
+        # -inf alone has NaN as its softmax. With the lowest finite number, a row of padding attends to it evenly.
         bias = bias.to(autocast_dtype(embeddings.device) or bias.dtype).unsqueeze(0)
         if attention_mask is None:
             return bias
@@ -178,7 +178,7 @@ class T5Stack(nn.Module):
 
 
 class T5Block(nn.Module):
-    """Self-attention, then feed-forward, each added to its input."""
+    """Runs self-attention, then feed-forward, each added to its input."""
 
     def __init__(self, config: T5Config, layer: int) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class T5Block(nn.Module):
         output_attentions: bool,
         head_factors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(B, L, D)` to the same, and the attention weights `(B, N, L, L)` if asked for."""
+        """Returns the new states `(B, L, D)`, and the attention weights `(B, N, L, L)` if asked for."""
         attention, feed_forward = self.layer
         hidden, weights = attention(hidden, attention_bias, output_attentions, head_factors)
         hidden = feed_forward(_within_float16(hidden))
@@ -228,14 +228,14 @@ class T5FeedForwardLayer(nn.Module):
 
 
 class T5Attention(nn.Module):
-    """Attention without a scale; the first layer's also holds the position bias of all."""
+    """Implements attention without a scale; the first layer's also holds the position bias of all layers."""
 
     def __init__(self, config: T5Config, layer: int) -> None:
         super().__init__()
         width, inner, factor = config.d_model, config.num_heads * config.d_kv, config.initializer_factor
         self.head_width = config.d_kv
         self.dropout_rate = config.dropout_rate
-        # The missing 1/sqrt(H) of the logits is in the queries' weights.
+        # The initialization of the queries makes up for the missing 1/sqrt(H) of the logits.
         self.q = _linear(width, inner, std=factor * (width * config.d_kv) ** -0.5)
         self.k = _linear(width, inner, std=factor * width**-0.5)
         self.v = _linear(width, inner, std=factor * width**-0.5)
@@ -257,7 +257,7 @@ class T5Attention(nn.Module):
         dropout = self.dropout_rate if self.training else 0.0
         weights = None
         if output_attentions:
-            # Like the fused kernels, sum and softmax in no less than float32.
+            # Like the fused kernels, add the bias and take the softmax in at least float32.
             logits = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32)) + attention_bias
             weights = F.dropout(logits.softmax(dim=-1).to(value.dtype), dropout, self.training)
             attended = weights @ value
@@ -272,7 +272,7 @@ class T5Attention(nn.Module):
 
 
 class T5PositionBias(nn.Module):
-    """One learned number per head and bucket of distances."""
+    """Holds one learned number per head and bucket of distances."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -281,16 +281,16 @@ class T5PositionBias(nn.Module):
         nn.init.normal_(self.weight, std=config.initializer_factor * config.d_model**-0.5)
 
     def forward(self, length: int) -> torch.Tensor:
-        """The bias from every query to every key, `(N, L, L)`."""
+        """Returns the bias from every query to every key, `(N, L, L)`."""
         distances = torch.arange(1 - length, length, device=self.weight.device)
         buckets = position_buckets(distances, num_buckets=len(self.weight), max_distance=self.max_distance)
         per_distance = F.embedding(buckets, self.weight).T  # (N, 2L-1)
-        # Windows of L: the first holds distances 1-L .. 0, those of the last query, and so on back to the first.
+        # Windows of length L: the first holds the distances of the last query, 1-L .. 0, and so on back to the first.
         return per_distance.unfold(-1, length, 1).flip(1)
 
 
 class T5FeedForward(nn.Module):
-    """Widen, activate, narrow; gated configs multiply a second widening with the activated one."""
+    """Implements the feed-forward part; gated configs multiply its activations by a second projection of the input."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class T5FeedForward(nn.Module):
         if self.is_gated:
             inner = self.activation(self.wi_0(hidden)) * self.wi_1(hidden)
         elif self.activation is F.relu and not torch.is_grad_enabled():
-            # The widest tensor of a layer is overwritten: fresh memory costs more time than the function itself.
+            # In place, since allocating a layer's widest tensor costs more time than the function itself.
             inner = self.wi(hidden).relu_()
         else:
             inner = self.activation(self.wi(hidden))
@@ -318,7 +318,7 @@ class T5FeedForward(nn.Module):
 
 
 class T5LayerNorm(nn.Module):
-    """RMS norm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467): no mean, no bias, squares in float32."""
+    """Is RMS norm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467): no mean, no bias, squares in float32."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -330,16 +330,16 @@ class T5LayerNorm(nn.Module):
 
 
 def position_buckets(distances: torch.Tensor, *, num_buckets: int, max_distance: int) -> torch.Tensor:
-    """The bucket of each distance from a query to a key, in both directions.
+    """Returns the bucket of each distance from a query to a key, in both directions.
 
     Half of the buckets are for keys before the query or at it, half for keys after. In each half, of size n, the first
     n/2 hold one distance each; the others grow geometrically, from n/2 to `max_distance`, and the last holds
     everything beyond (T5 paper, section 2.1).
 
     Args:
-        distances: int64, any shape: place of the key minus place of the query.
-        num_buckets: in both halves together.
-        max_distance: where the last bucket begins, above `num_buckets / 4`.
+        distances: int64, any shape: position of the key minus position of the query.
+        num_buckets: number of buckets in both halves together.
+        max_distance: distance at which the last bucket begins, above `num_buckets / 4`.
 
     Returns:
         int64 of the same shape, in `[0, num_buckets)`.
@@ -347,7 +347,7 @@ def position_buckets(distances: torch.Tensor, *, num_buckets: int, max_distance:
     half = num_buckets // 2
     exact = half // 2
     size = distances.abs()
-    # Float32 throughout, as the published models were trained: bucket borders are rounded down.
+    # In float32, as the published models were trained: rounding decides where buckets begin.
     growth = torch.log(size.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
     geometric = (exact + (growth * (half - exact)).long()).clamp(max=half - 1)
     return torch.where(size < exact, size, geometric) + half * (distances > 0)
@@ -360,7 +360,7 @@ def _linear(inputs: int, outputs: int, *, std: float) -> Linear:
 
 
 def _within_float16(hidden: torch.Tensor) -> torch.Tensor:
-    """Bring infinities of a float16 residual back into its range, so that later layers give no NaN."""
+    """Clamps infinities of a float16 residual to its range, so that later layers give no NaN."""
     if hidden.dtype != torch.float16:
         return hidden
     limit = torch.finfo(torch.float16).max - 1000

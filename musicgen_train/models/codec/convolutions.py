@@ -2,7 +2,7 @@
 
 Every activation is `(B, L, C)`: a convolution is then a sum of a few matrix products over shifted views of its input
 (`sum_of_taps`), which copies nothing, and a transposed convolution is an ordinary one with `stride` times the width,
-read back as more steps. On a CPU this takes half the time of `torch.nn.functional.conv1d`.
+whose output is reshaped to more steps. On a CPU this takes half the time of `torch.nn.functional.conv1d`.
 
 Axis letters: B batch, C width of an activation, L steps, G taps, I and O width of in- and output.
 """
@@ -26,7 +26,7 @@ _NARROW = 8
 
 @dataclass(frozen=True)
 class Padding:
-    """Steps that a convolution wants around its input, and what they hold: see `pad_steps`."""
+    """Says how many steps a convolution pads its input with on each side, and how they are filled: see `pad_steps`."""
 
     left: int
     right: int
@@ -34,7 +34,7 @@ class Padding:
 
 
 class Conv(nn.Module):
-    """A convolution that pads its input, so that L steps become `ceil(L / stride)`. `(B, L, C)` to `(B, L', C')`."""
+    """Convolves and pads the input, so that L steps become `ceil(L / stride)`: `(B, L, C)` to `(B, L', C')`."""
 
     def __init__(
         self, config: EncodecConfig, in_width: int, out_width: int, size: int, stride: int = 1, dilation: int = 1
@@ -53,25 +53,25 @@ class Conv(nn.Module):
         self.pad_left = padding - self.pad_right
 
     def padding(self, length: int) -> Padding:
-        """Of an input of so many steps."""
-        # A last step that the stride leaves incomplete is completed.
+        """Returns the padding for an input of `length` steps."""
+        # The right side is padded further, up to a whole number of strides.
         return Padding(self.pad_left, self.pad_right + -length % self.stride, self.pad_mode)
 
     def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
         taps_GIO, bias = self.conv.taps(), self.conv.bias
         padded = pad_steps(hidden_BLC, self.padding(hidden_BLC.shape[1]))
         batch, length, width = padded.shape
-        # Steps that one stride covers stand side by side: (B, L, C) to (B, L / stride, stride * C).
+        # Put the steps that one stride covers side by side: (B, L, C) to (B, L / stride, stride * C).
         padded = padded.reshape(batch, length // self.stride, self.stride * width)
         output = sum_of_taps(padded, taps_GIO, bias, self.dilation)
         return output if not hasattr(self, "norm") else _group_norm(self.norm, output)
 
 
 class TransposedConv(nn.Module):
-    """A transposed convolution whose kernel is two strides long, cut to `stride` steps for each of its input.
+    """Upsamples by a transposed convolution with a kernel of two strides, cut to `stride` steps per input step.
 
-    An output block of `stride` steps sees two steps of the input, the one it belongs to and the one before. So it is
-    an ordinary convolution of two taps that makes whole blocks, `stride * C` wide.
+    An output block of `stride` steps depends on two steps of the input, its own and the one before. So this is an
+    ordinary convolution of two taps, whose outputs are whole blocks, `stride * C` wide.
     """
 
     def __init__(self, config: EncodecConfig, in_width: int, out_width: int, stride: int) -> None:
@@ -86,7 +86,7 @@ class TransposedConv(nn.Module):
         self.cut_left = stride - self.cut_right
 
     def padding(self, length: int) -> Padding:
-        """Of an input of any length: the first block has no step before it, the last none after it."""
+        """Returns one step of zeros per side, whatever the length: the first and the last block have one neighbour."""
         return Padding(1, 1, "constant")
 
     def forward(self, hidden_BLC: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ class TransposedConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """ELU, a dilated convolution to a smaller width, ELU, a convolution of one step back; plus the input."""
+    """Adds to its input: ELU, a dilated convolution to a smaller width, ELU, a convolution of size 1 back."""
 
     def __init__(self, config: EncodecConfig, width: int, dilation: int) -> None:
         super().__init__()
@@ -119,17 +119,17 @@ class ResidualBlock(nn.Module):
 
 
 class Kernel(nn.Module):
-    """Weight and bias of one convolution under the hub's names, given out as the matrices `sum_of_taps` needs.
+    """Holds weight and bias of one convolution under the hub's names, and gives the matrices `sum_of_taps` needs.
 
     Weight norm, w = g * v / ||v|| with one g and one norm per entry of the first axis (Salimans and Kingma, 2016), is
     written out here rather than taken from `torch.nn.utils.parametrizations`, whose modules cannot be copied or
-    pickled and fold at every access.
+    pickled and recompute the weight at every access.
 
     Args:
-        shape: of the weight as stored, `(out, in, size)`, or `(in, out, size)` of a transposed convolution.
+        shape: shape of the stored weight, `(out, in, size)`, or `(in, out, size)` for a transposed convolution.
         fan_in: how many inputs one output sums, for the initialization.
         out_width: length of the bias.
-        stride: of the convolution.
+        stride: stride of the convolution.
         arrange: `conv_taps` or `transposed_conv_taps`.
         weight_norm: whether the weight is stored as g and v.
     """
@@ -147,7 +147,7 @@ class Kernel(nn.Module):
         self.stride = stride
         self.num_taps = shape[2] // stride
         self.arrange = arrange
-        # LeCun et al. 1998. Residual sums grow as much as ELU shrinks, so audio stays of the size of audio to the end.
+        # LeCun et al. 1998. Residual sums grow as much as ELU shrinks, so signals keep their amplitude to the end.
         weight = torch.empty(shape).normal_(std=1.0 / math.sqrt(fan_in))
         if weight_norm:
             self.parametrizations = nn.ModuleDict({"weight": MagnitudeAndDirection(weight)})
@@ -158,22 +158,22 @@ class Kernel(nn.Module):
         self._kept: Folded | None = None
 
     def taps(self) -> torch.Tensor:
-        """The taps `(G, in, out)`."""
+        """Returns the taps `(G, in, out)`."""
         return self.folded(_as_they_are)
 
     def folded(self, form: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The taps in a form of them, which is kept as long as no gradient is needed and nothing changes.
+        """Returns `form(taps)`, cached as long as no gradient is needed and the weights do not change.
 
         Args:
-            form: of `(G, in, out)`; one form is kept at a time.
+            form: a function of the taps `(G, in, out)`; the result of one function is cached at a time.
         """
         sources = self._sources()
         needs_grad = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        # An inference tensor does not count its changes, so nothing made of it can be kept.
+        # An inference tensor has no version counter, so nothing made of it can be cached.
         if needs_grad or any(source.is_inference() for source in sources):
             return form(self.arrange(self._weight(), self.stride))
         if self._kept is None or self._kept.form is not form or not self._kept.is_of(sources):
-            # Outside of inference mode: what is kept may later take part in a backward pass.
+            # Outside of inference mode, since the cached tensor may later take part in a backward pass.
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = Folded(form(self.arrange(self._weight(), self.stride)), form, sources)
         return self._kept.values
@@ -193,17 +193,17 @@ class Kernel(nn.Module):
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Kernel:
-        # After moving or casting, what is kept would only keep the old weights from being freed.
+        # After moving or casting, the cache would only keep the old weights from being freed.
         self._kept = None
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles hold the parameters alone.
+        # Leave the cache out of copies and pickles.
         return {**self.__dict__, "_kept": None}
 
 
 class Folded:
-    """What was made of some weights, to tell whether it still holds."""
+    """Holds a tensor computed from some weights, and tells whether it is still up to date."""
 
     def __init__(
         self, values: torch.Tensor, form: Callable[[torch.Tensor], torch.Tensor], sources: Sequence[torch.Tensor]
@@ -211,12 +211,12 @@ class Folded:
         self.values = values
         self.form = form
         self._sources = tuple(sources)
-        # Aliases keep the memory, so that its address is not given to other values while it is compared.
+        # Aliases keep the memory allocated, so that no other tensor can get its address while it is compared.
         self._memory = tuple(source.detach() for source in sources)
         self._versions = tuple(source._version for source in sources)
 
     def is_of(self, sources: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, in the same memory, and not written to since."""
+        """Returns True if these are the same tensors, in the same memory, and were not written to since."""
         return all(
             now is then and now.data_ptr() == memory.data_ptr() and now._version == version
             for now, then, memory, version in zip(sources, self._sources, self._memory, self._versions, strict=True)
@@ -224,11 +224,11 @@ class Folded:
 
 
 class MagnitudeAndDirection(nn.Module):
-    """A weight under weight norm, g and v, under the names torch's parametrizations give them."""
+    """Holds a weight under weight norm as g and v, under the names of torch's parametrizations."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        # Without values (meta), computing a norm would have no effect but to import torch's compiler, which takes 1 s.
+        # On the meta device, computing a norm would do nothing but import torch's compiler, which takes 1 s.
         if weight.is_meta:
             norm = weight.new_empty(len(weight), 1, 1)
         else:
@@ -238,7 +238,7 @@ class MagnitudeAndDirection(nn.Module):
 
     def forward(self) -> torch.Tensor:
         stored = self.original1.dtype
-        # Squares of a half-precision weight could leave its range.
+        # Squares of a half-precision weight could overflow.
         v = self.original1.to(torch.promote_types(stored, torch.float32))
         g = self.original0.to(v.dtype)
         return (v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))).to(stored)
@@ -249,16 +249,16 @@ def _as_they_are(taps_GIO: torch.Tensor) -> torch.Tensor:
 
 
 def conv_taps(weight_OIL: torch.Tensor, stride: int) -> torch.Tensor:
-    """A convolution's weight `(out, in, G * stride)` as G matrices `(G, stride * in, out)`."""
+    """Returns a convolution's weight `(out, in, G * stride)` as G matrices `(G, stride * in, out)`."""
     width_out, width_in, size = weight_OIL.shape
     split = weight_OIL.reshape(width_out, width_in, size // stride, stride)
     return split.permute(2, 3, 1, 0).reshape(size // stride, stride * width_in, width_out).contiguous()
 
 
 def transposed_conv_taps(weight_IOL: torch.Tensor, stride: int) -> torch.Tensor:
-    """A transposed convolution's weight `(in, out, 2 * stride)` as two matrices `(2, in, stride * out)`.
+    """Returns a transposed convolution's weight `(in, out, 2 * stride)` as two matrices `(2, in, stride * out)`.
 
-    The first is for the earlier step of the input, whose second half of the kernel reaches into this block.
+    The first is for the earlier of the two input steps: the second half of its kernel reaches into this block.
     """
     width_in, width_out, _ = weight_IOL.shape
     split = weight_IOL.reshape(width_in, width_out, 2, stride).flip(2)
@@ -268,7 +268,7 @@ def transposed_conv_taps(weight_IOL: torch.Tensor, stride: int) -> torch.Tensor:
 def sum_of_taps(
     hidden_BLI: torch.Tensor, taps_GIO: torch.Tensor, bias: torch.Tensor, dilation: int = 1
 ) -> torch.Tensor:
-    """`y[l] = bias + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
+    """Returns `y[l] = bias + sum over g of x[l + g * dilation] @ taps[g]`, for every l at which all taps are inside.
 
     Args:
         hidden_BLI: `(B, L, in)`.
@@ -296,9 +296,9 @@ def sum_of_taps(
 
 
 def pad_steps(hidden_BLC: torch.Tensor, padding: Padding) -> torch.Tensor:
-    """`torch.nn.functional.pad` along L, with a reflection for signals of any length.
+    """Pads along L as `torch.nn.functional.pad` does, and reflects signals of any length.
 
-    A signal that is too short to be reflected is first continued with zeros on the right, which are cut off again.
+    A signal that is too short to be reflected is first extended with zeros on the right, which are cut off again.
     """
     left, right, mode = padding.left, padding.right, padding.mode
     if left == 0 and right == 0:
@@ -321,7 +321,7 @@ def pad_steps(hidden_BLC: torch.Tensor, padding: Padding) -> torch.Tensor:
 
 
 def _group_norm(norm: nn.GroupNorm, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`norm`, which has one group, for this layout: torch's own would copy to `(B, C, L)` and back."""
+    """Applies `norm`, which has one group, in this layout: torch's own would copy to `(B, C, L)` and back."""
     values = hidden_BLC.to(torch.promote_types(hidden_BLC.dtype, torch.float32))
     centered = values - values.mean((1, 2), keepdim=True)
     # torch.var_mean takes several times as long on a CPU.

@@ -30,19 +30,19 @@ from musicgen_train.models.outputs import EncodecDecoderOutput, EncodecEncoderOu
 from musicgen_train.models.pretrained import PretrainedModel
 from musicgen_train.models.products import without_autocast
 
-# Rows of the frames x codes distance matrix that exist at a time.
+# Rows of the frames x codes distance matrix that are held at a time.
 _ROWS_OF_DISTANCES = 8192
 
 
 class EncodecModel(PretrainedModel[EncodecConfig]):
-    """The codec: `encode` gives codes, `decode` gives audio, and calling it gives the round trip of a waveform.
+    """Encodes audio to codes (`encode`) and decodes codes to audio (`decode`); calling it does both.
 
-    Weights under weight norm are folded into plain ones once and kept while no gradient is needed, at the cost of a
+    Weights under weight norm are folded into plain ones once and cached while no gradient is needed, at the cost of a
     second copy of the convolutions. Every change that torch can see (optimizers, loading, moving, in-place
-    operations) makes them anew; after writing through `parameter.data`, which torch cannot see, call `eval()`.
+    operations) recomputes them; after writing through `parameter.data`, which torch cannot see, call `eval()`.
 
     Raises:
-        ValueError: the config asks for what no EnCodec can do; the message says which value.
+        ValueError: the config has a value that EnCodec does not support; the message says which.
     """
 
     config_class: ClassVar[type[EncodecConfig]] = EncodecConfig
@@ -56,7 +56,7 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
 
     @classmethod
     def model_key(cls, file_key: str) -> str | None:
-        """Read the older spelling of weight norm, `weight_g` and `weight_v`, as well."""
+        """Translate the older names of weight norm, `weight_g` and `weight_v`."""
         for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
             if file_key.endswith(f".{old}"):
                 return f"{file_key.removesuffix(old)}parametrizations.weight.{new}"
@@ -72,8 +72,8 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
     ) -> Any:
         """Turn audio into codes.
 
-        Only rows of one length should share a batch: what pads a row becomes codes too, and a codec that is not
-        causal lets it change the last real ones.
+        Only rows of one length should share a batch: padding is encoded too, and in a codec that is not causal it
+        changes the last real codes.
 
         Args:
             input_values: floating-point audio, `(batch, channels, samples)`, at the config's sampling rate. Any
@@ -121,7 +121,7 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
             audio_scales: the volumes that `encode` gave, one `(batch, 1)` per chunk; only with `config.normalize`.
             padding_mask: the audio is cut to the length of its last axis.
             return_dict: False for a plain tuple.
-            last_frame_pad_length: what `encode` gave.
+            last_frame_pad_length: as returned by `encode`.
 
         Returns:
             `EncodecDecoderOutput` with `(batch, channels, samples)` in the model's dtype. Without a mask samples is
@@ -194,7 +194,7 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
             volume = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
             audio_BCL = audio_BCL / volume
             scale = volume.view(-1, 1)
-        # In lower precision than its own a codec gives other codes.
+        # In a lower precision than its own a codec gives different codes.
         with without_autocast(self.device):
             latents_BTD = self.encoder(audio_BCL.to(self.dtype).transpose(1, 2))
             return self.quantizer.encode(latents_BTD, num_codebooks), scale
@@ -285,7 +285,7 @@ class EncodecModel(PretrainedModel[EncodecConfig]):
 
 
 class Encoder(nn.Module):
-    """Audio `(B, L, C)` to latents `(B, T, D)`: at each ratio a residual block, then half the steps-to-width trade."""
+    """Maps audio `(B, L, C)` to latents `(B, T, D)`: per ratio, residual blocks and a strided convolution."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `(B, T, D)` to audio `(B, L, C)`, the encoder's mirror image."""
+    """Maps latents `(B, T, D)` to audio `(B, L, C)`; it mirrors the encoder."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ def _residual_blocks(config: EncodecConfig, width: int) -> list[nn.Module]:
 
 
 class ResidualLSTM(nn.Module):
-    """An LSTM over frames, plus its input. `(B, T, C)` to the same."""
+    """Adds the output of an LSTM over frames to its input, `(B, T, C)`."""
 
     def __init__(self, width: int, num_layers: int) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ class ResidualLSTM(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
-    """The output of `lstm` from zeros, `(T, B, U)`, in C where that can be and is faster.
+    """Returns the output `(T, B, U)` of `lstm` from a zero state, computed in C where that is possible and faster.
 
     Args:
         lstm: one direction, without projections, any number of layers.
@@ -367,11 +367,10 @@ def run_lstm(lstm: nn.LSTM, input_TBU: torch.Tensor) -> torch.Tensor:
 
 
 class LSTM(nn.LSTM):
-    """torch's LSTM, on a GPU in its own precision.
+    """Runs torch's LSTM without TF32 on a GPU.
 
-    cuDNN may round what it multiplies to 10 bits (TF32) unless it is told otherwise, unlike torch's matrix products,
-    and other codes would come out than on a CPU. Its weights also lie in one block after they were loaded; cuDNN would
-    copy them at every call.
+    Unlike torch's matrix products, cuDNN rounds operands to 10 bits (TF32) by default, and the codes would differ from
+    those of a CPU. Loading also puts the weights into one block of memory; otherwise cuDNN copies them at every call.
     """
 
     def forward(self, input: torch.Tensor, hx: Any = None) -> Any:  # type: ignore[override]  # torch's has overloads
@@ -385,7 +384,7 @@ class LSTM(nn.LSTM):
 
 @contextlib.contextmanager
 def _exact_cudnn() -> Iterator[None]:
-    # `cudnn.flags` is of no use: it fails where somebody else has set the precision of one kind of layer alone.
+    # Not `cudnn.flags`, which fails if the precision of a single kind of layer has been set elsewhere.
     settings: Any = torch.backends.cudnn.rnn
     before, settings.fp32_precision = settings.fp32_precision, "ieee"
     try:
@@ -395,7 +394,7 @@ def _exact_cudnn() -> Iterator[None]:
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """Codebooks in a row, each coding what the ones before it left over."""
+    """Quantizes with a sequence of codebooks, each coding the residual of those before it."""
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
@@ -403,12 +402,12 @@ class ResidualVectorQuantizer(nn.Module):
         self._bandwidth_per_codebook = config.codebook_nbits * config.frame_rate
 
     def num_codebooks(self, bandwidth: float) -> int:
-        """How many codebooks `bandwidth` kbit/s pay for, at least one."""
+        """Returns how many codebooks fit into `bandwidth` kbit/s, at least one."""
         return max(1, math.floor(bandwidth * 1000 / self._bandwidth_per_codebook))
 
     def encode(self, latents_BTD: torch.Tensor, num_codebooks: int) -> torch.Tensor:
-        """Latents `(B, T, D)` to int64 codes `(B, K, T)`."""
-        # The residual gets small: half precision would spend the later codebooks on its own rounding.
+        """Quantize latents `(B, T, D)` to int64 codes `(B, K, T)`."""
+        # The residual gets small: in half precision the later codebooks would code rounding errors.
         residual = latents_BTD.to(torch.promote_types(latents_BTD.dtype, torch.float32))
         codes = []
         for codebook in self._codebooks(num_codebooks):
@@ -417,7 +416,7 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.stack(codes, dim=1)
 
     def decode(self, codes_BKT: torch.Tensor) -> torch.Tensor:
-        """Codes `(B, K, T)` to latents `(B, T, D)`."""
+        """Map codes `(B, K, T)` to latents `(B, T, D)`."""
         latents: torch.Tensor | None = None
         for codebook, codes_BT in zip(self._codebooks(codes_BKT.shape[1]), codes_BKT.unbind(1), strict=True):
             vectors = codebook.vectors(codes_BT)
@@ -430,7 +429,7 @@ class ResidualVectorQuantizer(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """One codebook under the hub's name for it."""
+    """Wraps one codebook, so that its tensors have the hub's names."""
 
     def __init__(self, config: EncodecConfig, index: int) -> None:
         super().__init__()
@@ -438,7 +437,7 @@ class VectorQuantizer(nn.Module):
 
 
 class Codebook(nn.Module):
-    """V vectors of width D. The other buffers are what EnCodec's own training kept, and only travel along."""
+    """Holds V vectors of width D. The other buffers are state of EnCodec's own training, only loaded and saved."""
 
     inited: torch.Tensor
     cluster_size: torch.Tensor
@@ -448,7 +447,7 @@ class Codebook(nn.Module):
     def __init__(self, config: EncodecConfig, index: int) -> None:
         super().__init__()
         assert config.codebook_dim is not None
-        # Training fits the vectors to data; random ones halve the spread from codebook to codebook, as residuals do.
+        # Random vectors halve their spread from codebook to codebook, as residuals do.
         embed = torch.empty(config.codebook_size, config.codebook_dim).normal_(std=0.5 ** (index + 1))
         self.register_buffer("inited", torch.ones(1))
         self.register_buffer("cluster_size", torch.zeros(config.codebook_size))
@@ -456,7 +455,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed_avg", embed.clone())
 
     def nearest(self, latents_BTD: torch.Tensor) -> torch.Tensor:
-        """The nearest vector by Euclidean distance, the lowest index of equals; `(B, T, D)` to int64 `(B, T)`."""
+        """Find the nearest vector by Euclidean distance, in a tie the lowest index; `(B, T, D)` to int64 `(B, T)`."""
         embed_VD = self.embed.to(latents_BTD.dtype)
         squares_V = embed_VD.pow(2).sum(1)
         found = []
@@ -468,15 +467,15 @@ class Codebook(nn.Module):
         return torch.cat(found).view(latents_BTD.shape[:-1])
 
     def vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        """The vectors of codes of any shape, with D as a new last axis."""
+        """Look up the vectors of codes of any shape; D is the new last axis."""
         return F.embedding(codes.long(), self.embed)
 
 
 def overlap_add(chunks: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
     """Add chunks `(B, C, L)` that start every `stride` samples, fading linearly from one to the next.
 
-    Every chunk is weighted by a triangle with its top in the middle, and the sum is divided by the sum of weights: one
-    chunk alone is unchanged, and of two the share changes linearly over their overlap.
+    Every chunk is weighted by a triangular window, and the sum is divided by the sum of weights: a single chunk is
+    unchanged.
     """
     longest = chunks[0].shape[-1]
     total = stride * (len(chunks) - 1) + chunks[-1].shape[-1]

@@ -1,8 +1,8 @@
-"""EnCodec's layers one after the other, with padding and ELU fused into the convolutions where these are done in C.
+"""EnCodec's layers in sequence, with padding and ELU fused into the convolutions where these are done in C.
 
-Around a convolution's products, padding would copy its input, and the ELU before it read and write all of it again,
-which is much of the time. Here every convolution writes its result where the next one reads it, with memory for the
-padding at both ends, and beside it, or instead of it, the ELU of the result (`kernels/convolution.py`).
+Unfused, padding copies a convolution's input, and the ELU before it reads and writes all of it once more, which is much
+of the time. Here every convolution writes its result where the next one reads it, with memory for the padding at both
+ends. It writes the ELU of the result in addition, or instead (`kernels/convolution.py`).
 
 Axis letters: B batch, L steps, C width, G taps, I and O width of in- and output, P panels of W outputs.
 """
@@ -45,28 +45,28 @@ _PLAIN = {
 
 
 def run_layers(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`layers(hidden)`, the fastest way there is: see `runner`."""
+    """Returns `layers(hidden)`, computed in the fastest way available: see `runner`."""
     return runner(layers, hidden_BLC)(hidden_BLC)
 
 
 def runner(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that runs `layers`, their convolutions in C where that can be; the same up to the order of sums.
+    """Returns a function that runs `layers`, with the convolutions in C if possible; only rounding differs.
 
     Args:
-        layers: convolutions, residual blocks, ELUs, and others, which are called.
-        hidden_BLC: an input `(B, L, C)` of the dtype and device of those to come, which needs a gradient if they do.
+        layers: convolutions, residual blocks, ELUs, and other modules, which are called.
+        hidden_BLC: an example input `(B, L, C)`, with the dtype, device and `requires_grad` of later ones.
     """
     return functools.partial(_run, list(layers)) if _can_be_fused(layers, hidden_BLC) else layers
 
 
 def _can_be_fused(layers: nn.Sequential, hidden: torch.Tensor) -> bool:
     convolutions = [module for module in layers.modules() if isinstance(module, (*_CONVOLUTIONS, ResidualBlock))]
-    # Other layers are called as they are.
+    # Other layers are called, so they need not be plain.
     parts = [part for module in convolutions for part in module.modules()]
     weights = [weight for module in convolutions for weight in module.parameters()]
     return (
         bool(convolutions)
-        # A group norm looks at all steps, and a part with hooks wants to be called.
+        # A group norm needs all steps, and a module's hooks run only if it is called.
         and all(type(part) in _PLAIN for part in parts)
         and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in layers.parameters()))
@@ -76,14 +76,14 @@ def _can_be_fused(layers: nn.Sequential, hidden: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the next layers read of a result: itself, its ELU or both, each with the padding that they need."""
+    """Says what the next layers read: a result itself, its ELU or both, each with the padding that they need."""
 
     itself: Padding | None = None
     activated: Padding | None = None
 
 
 def _wanted(layers: Sequence[nn.Module], length: int) -> _Wanted:
-    """What these layers read of a result of so many steps."""
+    """Returns what these layers read of an input of `length` steps."""
     if not layers:
         return _Wanted(itself=_NO_PADDING)
     first, *others = layers
@@ -99,17 +99,17 @@ def _wanted(layers: Sequence[nn.Module], length: int) -> _Wanted:
 
 
 class _Padded:
-    """Memory for some steps and for the padding around them.
+    """Allocates memory for some steps and for the padding around them.
 
     Args:
-        like: a tensor of the same batch, device and dtype.
+        like: a tensor of the same batch size, device and dtype.
         made, width: shape of what will be written to `target`, `(batch, made, width)`.
         cut: steps at its two ends that are not part of the result.
-        padding: around the result.
+        padding: padding around the result.
     """
 
     def __init__(self, like: torch.Tensor, made: int, width: int, cut: tuple[int, int], padding: Padding) -> None:
-        # Padding is written over steps that are cut off.
+        # Padding overwrites the steps that are cut off.
         before, after = max(0, padding.left - cut[0]), max(0, padding.right - cut[1])
         room = like.new_empty(len(like), before + made + after, width)
         first, last = before + cut[0], before + made - cut[1]
@@ -119,7 +119,7 @@ class _Padded:
         self._padding = padding
 
     def pad(self) -> None:
-        """Fill the padding, now that the steps are there."""
+        """Fill the padding; the steps must have been written."""
         left, right, mode = self._padding.left, self._padding.right, self._padding.mode
         if can_pad(mode, self.steps.shape[1], left, right):
             pad_ends(self.steps, left, right, mode)
@@ -153,7 +153,7 @@ def _run(layers: list[nn.Module], hidden_BLC: torch.Tensor) -> torch.Tensor:
 
 
 def _given(hidden_BLC: torch.Tensor, wanted: _Wanted) -> _Result:
-    """A copy of an activation in the form that the next layers want."""
+    """Copies an activation into the form that the next layers read."""
 
     def copied(values_BLC: torch.Tensor, padding: Padding) -> _Padded:
         _, steps, width = values_BLC.shape
@@ -186,11 +186,11 @@ def _residual_block(block: ResidualBlock, result: _Result, others: list[nn.Modul
 def _convolve(
     layer: Conv | TransposedConv, given: _Padded, others: list[nn.Module], residual_BLC: torch.Tensor | None = None
 ) -> _Result:
-    """One convolution, of the steps with their padding.
+    """Runs one convolution over padded steps.
 
     Args:
         layer: the convolution.
-        given: padded as it wants.
+        given: its input, with the padding that it needs.
         others: the layers that come next.
         residual_BLC: added to the result.
     """
@@ -198,14 +198,14 @@ def _convolve(
     _, length, width = padded.shape
     num_taps, out_width = kernel.num_taps, len(kernel.bias)
     if isinstance(layer, TransposedConv):
-        # Blocks of `stride` steps, each from two steps of the input.
+        # It makes blocks of `stride` steps, each from two steps of the input.
         steps, step_width, dilation = length - 1, width, 1
         blocks, cut = layer.stride, (layer.cut_left, layer.cut_right)
     else:
         step_width, dilation = layer.stride * width, layer.dilation
         steps = length // layer.stride - (num_taps - 1) * dilation
         blocks, cut = 1, (0, 0)
-    # Taps side by side are one run of memory.
+    # Without dilation the inputs of all taps are contiguous: one run of memory.
     runs, inputs = (1, num_taps * step_width) if dilation == 1 else (num_taps, step_width)
     outputs = blocks * out_width
     together = _steps_together(outputs) if runs == 1 else 1
@@ -245,20 +245,20 @@ def _convolve(
 
 
 def _steps_together(outputs: int) -> int:
-    """How many steps are taken for one with as many times the outputs, so that few outputs fill a panel.
+    """Returns how many steps to compute as one step with that many times the outputs, so that a panel is filled.
 
-    Most of the products then are by zero, but a panel with a single output would waste still more. The first columns
-    of these panels are those for a single step, which serve the steps that are left over.
+    Most of the products are then by zero, but a panel with a single output would waste still more. The first columns
+    of these panels are those for a single step, and are used for the steps that are left over.
     """
     return max(1, panel_width() // outputs)
 
 
 @functools.cache
 def _panels_for(step_width: int, together: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that makes panels `(P, I, W)` of taps, in which what a tile reads lies together.
+    """Returns a function from taps to panels `(P, I, W)`, in which the weights that a tile reads are contiguous.
 
     Args:
-        step_width: numbers from one step of the input to the next.
+        step_width: floats from one step of the input to the next.
         together: see `_steps_together`.
     """
 

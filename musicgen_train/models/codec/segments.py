@@ -1,8 +1,9 @@
-"""Layers of EnCodec over segments of the signal: memory stops growing with its length, and caches are made use of.
+"""Layers of EnCodec run over segments of the signal, which bounds memory and makes use of the caches.
 
-Segments are taken twice. Those of the whole signal bound the memory. On a CPU each of them then goes through the layers
-in stages, such as those between two strides, and each stage over segments that stay in the caches. A segment has to be
-run with what is around it, which is thrown away: a few steps for one stage, whole frames for all layers.
+There are two levels. Segments of the whole signal bound the memory. On a CPU each of them then goes through the layers
+in stages, such as those between two strides, and each stage runs over smaller segments that stay in the caches. A
+segment is run together with the steps around it, whose results are dropped: a few steps for one stage, whole frames
+for all layers.
 
 Axis letters: B batch, L steps, C width.
 """
@@ -25,22 +26,23 @@ from musicgen_train.models.codec.fused_layers import runner
 # Values in the largest activation of a segment. An accelerator needs enough work to be busy; this is about 1 GB in
 # float32.
 _ACCELERATOR_VALUES = 2**28
-# On a CPU it would be 64 MB, and is never there as a whole, since stages have segments of their own: a few of these
-# should fit the caches of its cores, and be small enough for the allocator to keep their memory.
+# On a CPU it would be 64 MB, but is never held as a whole, since stages have smaller segments: a few of those should
+# fit the cores' caches, and be small enough for the allocator to keep their memory.
 _CPU_VALUES = 2**24
 _CACHED_VALUES = 2**20
-# What goes from one stage to the next passes through memory: the largest activation has to be so many times as large.
+# The activation between two stages passes through memory, so a stage ends only where the largest activation is at least
+# this many times as large.
 _WORTH_A_STAGE = 4
 
 
 def in_segments(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor:
-    """`layers` of `hidden`, run over segments of its rows and steps. The values are those of one run but for rounding.
+    """Returns `layers(hidden)`, run over segments of its rows and steps; only rounding differs.
 
     Where every step depends on all others, everything is run at once.
 
     Args:
-        layers: convolutions and functions of single values; they either take steps together or make more of each.
-        hidden_BLC: `(B, L, C)`. A last stride that is not whole is completed, as the layers do it.
+        layers: convolutions and pointwise functions; they either downsample or upsample, not both.
+        hidden_BLC: `(B, L, C)`. An incomplete last stride is padded, as the layers do it.
 
     Returns:
         `(B, L', C')`.
@@ -53,7 +55,7 @@ def in_segments(layers: nn.Sequential, hidden_BLC: torch.Tensor) -> torch.Tensor
 
 
 def _are_local(layers: nn.Sequential) -> bool:
-    # Group norm looks at all steps, and circular padding at those of the other end.
+    # Group norm reads all steps, and circular padding those of the other end.
     convolutions = [layer for layer in layers.modules() if isinstance(layer, Conv | TransposedConv)]
     return not any(hasattr(layer, "norm") or getattr(layer, "pad_mode", "") == "circular" for layer in convolutions)
 
@@ -70,15 +72,16 @@ def _in_segments(
     most_values: int,
     run: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """`run(hidden)`, which runs `layers`, over segments whose largest activation has `most_values` where that can be.
+    """Returns `run(hidden)`, computed over segments whose largest activation has at most `most_values` if possible.
 
-    Each segment is run with as much around it as its result depends on, and what they make is cut off.
+    `run` runs `layers`. Each segment includes the steps around it that its result depends on; their results are cut
+    off.
     """
     batch, length, width = hidden_BLC.shape
     frame = _Frame.of(layers, width)
     frames = -(-length // frame.steps_in)
     before, after = (math.ceil(steps / frame.steps_in) for steps in _steps_around(layers))
-    # The surroundings are computed twice: keep them small beside the segment.
+    # The steps around a segment are computed twice: keep them few compared with the segment.
     longest = max(most_values // frame.values, 8 * (1 + before + after))
     # Equal lengths, so that the last segment, whose end is padded by reflection, is no shorter than the others.
     num_segments = -(-frames // longest)
@@ -99,18 +102,18 @@ def _in_segments(
 
 @dataclass(frozen=True)
 class _Frame:
-    """The least that some layers take and make in whole steps."""
+    """Describes the smallest number of steps that some layers map to a whole number of steps."""
 
     steps_in: int
     steps_out: int
     after: list[int]
-    """How many values there are after each layer."""
+    """Number of values after each layer."""
     values: int
-    """Of the largest activation, input and output included."""
+    """Number of values of the largest activation, input and output included."""
 
     @classmethod
     def of(cls, layers: nn.Sequential, width: int) -> _Frame:
-        """The frame of layers whose input is so wide."""
+        """Computes the frame of layers whose input has `width` channels."""
         steps = steps_in = math.prod(layer.stride for layer in layers if isinstance(layer, Conv))
         of_input, after = steps * width, []
         for layer in layers:
@@ -123,20 +126,20 @@ class _Frame:
 
 
 def _stages(layers: nn.Sequential, width: int) -> list[nn.Sequential]:
-    """The layers in groups, each but the first from a change of the rate on, where little goes from one to the next."""
+    """Splits the layers into groups before changes of the rate where the activation is small."""
     frame = _Frame.of(layers, width)
     changes = [
         number
         for number, layer in enumerate(layers)
         if isinstance(layer, TransposedConv) or (isinstance(layer, Conv) and layer.stride > 1)
     ]
-    # The layers before the first change are no stage of their own.
+    # The layers before the first change belong to the first stage.
     worth = [number for number in changes[1:] if _WORTH_A_STAGE * frame.after[number - 1] <= frame.values]
     return [layers[first:last] for first, last in itertools.pairwise([0, *worth, len(layers)])]
 
 
 def _steps_around(layers: nn.Sequential) -> tuple[Fraction, Fraction]:
-    """How many steps before and after a step of the input its outputs depend on."""
+    """Returns how many input steps before and after its own an output depends on."""
     before = after = Fraction(0)
     step = Fraction(1)
     for layer in layers.modules():

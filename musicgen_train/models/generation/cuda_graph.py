@@ -1,4 +1,4 @@
-"""A step of generation as a CUDA graph: one launch, where its kernels one by one take longer to launch than to run.
+"""A step of generation as a CUDA graph: one launch, since its kernels take longer to launch one by one than to run.
 
 Axes: B batch, R rows (B, or 2 B under guidance), K codebooks, N heads, H head width, D width, S steps, L text length,
 I and O in- and outputs of a matrix.
@@ -22,21 +22,21 @@ from musicgen_train.models.layers import AttentionMask, cross_attention_mask, si
 
 _log = logging.getLogger(__name__)
 
-# A step reads the memory of so many columns, or a multiple of it, up to the end of the window: each multiple is a graph
-# of its own.
+# A step reads the cache of a multiple of this many columns, at most of the whole window. Each multiple needs a graph of
+# its own.
 _BORDER = 256
-# Making a graph takes about as long as so many steps save.
+# Making a graph takes about as long as this many graphed steps save.
 _STEPS_WORTH_A_GRAPH = 16
 # The largest difference, as a share of the logits' norm, between a graph's first run and the same step done kernel by
 # kernel. Logits in bfloat16 have three digits.
 _TOLERANCE = 0.02
-# Graphs whose capture failed. torch's allocator may go on asking them for ever whether they are still being captured
-# (github.com/pytorch/pytorch/pull/180395), so they are kept, and no other graph is begun.
+# Graphs whose capture failed. torch's allocator may keep asking them whether they are still being captured
+# (github.com/pytorch/pytorch/pull/180395), so they must not be freed, and no other graph is captured.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
 class StepWeights:
-    """A decoder's weights in as few matrices as a step reads; made once a request.
+    """Fuses a decoder's weights into as few matrices as possible, once per request.
 
     Queries, keys and values of a layer come from one matrix, and so do the logits of all codebooks. These matrices are
     copies; all other weights are the decoder's own.
@@ -48,7 +48,7 @@ class StepWeights:
     @torch.no_grad()
     def __init__(self, decoder: MusicgenDecoder, heads: nn.ModuleList) -> None:
         self.config = decoder.config
-        # Row `k * (V + 1) + code` of one table is codebook k's embedding of a code.
+        # Row `k * (V + 1) + code` of this table is codebook k's embedding of a code.
         self.embeddings = torch.cat([cast(nn.Embedding, table).weight for table in decoder.embed_tokens])
         codes = self.config.vocab_size + 1
         self.offsets_K = torch.arange(self.config.num_codebooks, device=self.embeddings.device) * codes
@@ -58,8 +58,8 @@ class StepWeights:
 
 
 class _FusedLayer(MusicgenDecoderLayer):
-    """A decoder layer with the parts of another one that takes fewer kernels: queries, keys and values are one product,
-    and each sum with the residual path is part of the product before it."""
+    """Does the work of another decoder layer, whose modules it shares, with fewer kernels: queries, keys and values are
+    one product, and each sum with the residual path is part of the product before it."""
 
     def __init__(self, layer: MusicgenDecoderLayer) -> None:
         nn.Module.__init__(self)
@@ -81,15 +81,15 @@ class _FusedLayer(MusicgenDecoderLayer):
 
 
 class FixedStep:
-    """Logits after one more column of ids, for one window of a request; every call reads and writes the same memory.
+    """Computes logits after one more column of ids, for one window; every call reads and writes the same memory.
 
-    Nothing depends on what the host knows, so a CUDA graph can be made of it. Attention reads the memory of some
-    columns to come, up to a border, and masks them; each border makes another graph.
+    Nothing depends on values on the host, so a step can be captured as a CUDA graph. Attention reads the cache up to a
+    border, and masks the columns that are still to come; each border needs another graph.
 
     Args:
-        weights: of the model.
-        cache: holds the steps so far and the text's keys and values, of all rows; it is taken over.
-        steps: of the window, the first columns included.
+        weights: the model's weights.
+        cache: holds the steps so far and the text's keys and values, for all rows; its memory is taken over.
+        steps: columns of the window, the first ones included.
         text_mask_BL: 0 for padding; None for no text.
         guided: the cache's second half of rows has the null condition and the same codes as the first.
     """
@@ -108,7 +108,7 @@ class FixedStep:
         self._dtype = weights.embeddings.dtype
         self._text_mask = AttentionMask()
         if text_mask_BL is not None and not bool(text_mask_BL.all()):
-            # Null rows see all of their text, which is zeros.
+            # Null rows attend to all of their text, which is zeros.
             mask_RL = torch.cat([text_mask_BL, torch.zeros_like(text_mask_BL)]) if guided else text_mask_BL
             allowed = cross_attention_mask(mask_RL).allowed
             assert allowed is not None
@@ -116,17 +116,17 @@ class FixedStep:
 
     @property
     def border(self) -> int:
-        """Columns whose memory the next step reads."""
+        """Returns how many columns of the cache the next step reads."""
         return min(-(-(self._cache.length + 1) // _BORDER) * _BORDER, self._cache.capacity)
 
     @property
     def steps_to_border(self) -> int:
-        """Steps until another border is next, or the window is full."""
+        """Returns how many steps are left until the border changes or the window is full."""
         return min(self.border, self._steps - 1) - self._cache.length
 
     @torch.no_grad()
     def logits(self, ids_BK: torch.Tensor, border: int) -> torch.Tensor:
-        """The logits that a call returns. The cache does not move on: done twice, it gives the same."""
+        """Returns the logits of a call, without advancing the cache: done twice, it gives the same."""
         weights, place_1 = self._weights, self._cache.place_1
         self._cache.border = border
         bias_S = _as_bias(self._places_S[:border] <= place_1, self._dtype)
@@ -142,11 +142,11 @@ class FixedStep:
         return logits.unflatten(-1, (weights.config.num_codebooks, -1)).float()
 
     def move_on(self) -> None:
-        """Count the newest column as past."""
+        """Advance the cache by the newest column."""
         self._cache.advance(1)
 
     def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
-        """Logits of the next column, float32 `(rows, codebooks, vocab_size)`.
+        """Returns the logits of the next column, float32 `(rows, codebooks, vocab_size)`.
 
         Args:
             ids_BK: int64, the newest column.
@@ -157,21 +157,21 @@ class FixedStep:
 
 
 def _as_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What attention adds to its logits for a mask of bools. Made once: each layer would make it anew, by several
-    kernels. Rows begin at multiples of eight, as attention on a GPU wants them."""
+    """Turns a bool mask into the bias that attention adds to its logits, once for all layers, which would each take
+    several kernels for it. Rows begin at multiples of eight, as attention kernels on a GPU need."""
     length = seen.shape[-1]
     hidden = F.pad(~seen, (0, -length % 8), value=True)
     return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))[..., :length]
 
 
 class GraphedStep:
-    """Logits after one more column of ids, for one window of a request on a CUDA device.
+    """Computes logits after one more column of ids, for one window of a request on a CUDA device.
 
-    The first run of each graph is compared with the same step done kernel by kernel. Where a graph cannot be made, or
-    differs, one warning says so, and the steps are done kernel by kernel.
+    The first run of each graph is compared with the same step done kernel by kernel. If a graph cannot be made, or its
+    result differs, one warning says so, and the steps are done kernel by kernel.
 
     Args:
-        step: what graphs are made of.
+        step: the step that is captured as graphs.
     """
 
     def __init__(self, step: FixedStep) -> None:
@@ -182,7 +182,7 @@ class GraphedStep:
 
     @torch.no_grad()
     def __call__(self, ids_BK: torch.Tensor) -> torch.Tensor:
-        """Logits of the next column, float32 `(rows, codebooks, vocab_size)`, in memory that the next call uses again.
+        """Returns the next column's logits, float32 `(rows, codebooks, vocab_size)`, in memory reused by the next call.
 
         Args:
             ids_BK: int64, the newest column.
@@ -203,7 +203,7 @@ class GraphedStep:
             found = replay(ids_BK)
             difference = float((found - expected).norm() / expected.norm())
         except RuntimeError as error:
-            # Ending a capture that has failed raises an error of its own, which says less than the first one.
+            # Ending a failed capture raises another error, which says less than the first one.
             first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             reason = " ".join(str(first).split())[:300]
         else:
@@ -218,23 +218,23 @@ class GraphedStep:
 def capture_graph(
     function: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Capture what a function does on the device as a CUDA graph.
+    """Captures what a function does on the device as a CUDA graph.
 
     Args:
-        function: of one tensor; must not wait for the device, and must read and write the same memory at every call.
+        function: takes one tensor; must not wait for the device, and must read and write the same memory at every call.
         example: an argument.
 
     Returns:
-        A function that does it all again by one launch, and returns the same memory each time.
+        A function that replays it by one launch, and returns the same memory each time.
     """
     argument = example.clone()
     here, aside = torch.cuda.current_stream(example.device), _aside(example.device)
     graph = torch.cuda.CUDAGraph()
     aside.wait_stream(here)
     try:
-        # It goes back to the caller's stream also where the capture cannot be ended, unlike `torch.cuda.graph` alone.
+        # Unlike `torch.cuda.graph` alone, this restores the caller's stream even if the capture cannot be ended.
         with torch.cuda.stream(aside):
-            # The set-up that libraries do at a first call cannot be captured.
+            # Warm up: the set-up that libraries do at a first call cannot be captured.
             function(argument)
             result = _capture_into(graph, lambda: function(argument), aside)
     finally:
@@ -252,7 +252,7 @@ def _capture_into(
     graph: torch.cuda.CUDAGraph, function: Callable[[], torch.Tensor], stream: torch.cuda.Stream
 ) -> torch.Tensor:
     try:
-        # Threads that load data may use the device meanwhile.
+        # "thread_local", since threads that load data may use the device meanwhile.
         with (
             _default_generator_kept_out(stream.device),
             torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
@@ -265,8 +265,8 @@ def _capture_into(
 
 @contextlib.contextmanager
 def _default_generator_kept_out(device: torch.device) -> Iterator[None]:
-    """Put a copy in the place of a device's default generator: in torch 2.11 it can draw no more once a capture has
-    failed, and training would fail with it."""
+    """Replaces a device's default generator by a copy: in torch 2.11 a failed capture makes a generator unusable, and
+    training would fail with it."""
     generator = torch.cuda.default_generators[device.index]
     state = generator.graphsafe_get_state()
     generator.graphsafe_set_state(generator.clone_state())
@@ -278,6 +278,6 @@ def _default_generator_kept_out(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which all graphs of a device are captured: torch keeps memory for matrix products, up to tens of
-    MB, for each stream that has ever had any."""
+    """Returns the one stream for all captures of a device: torch keeps a workspace for matrix products, up to tens of
+    MB, for each stream that ever ran one."""
     return torch.cuda.Stream(device)

@@ -25,20 +25,20 @@ from musicgen_train.models.kv_cache import KVCache
 from musicgen_train.models.layers import without_cudnn_attention
 
 StoppingCriterion: TypeAlias = Callable[[torch.Tensor], "bool | torch.Tensor"]
-"""Asked after every finished frame with all codes so far, `(batch, codebooks, frames)`: stop? True stops all rows, a
-bool tensor `(batch,)` stops those rows. Frames of a row after its stop are not part of its result."""
+"""Is called after every finished frame with all codes so far, `(batch, codebooks, frames)`. Returning True stops all
+rows, a bool tensor `(batch,)` stops those rows. Frames of a row after its stop are not part of its result."""
 
 Streamer: TypeAlias = Callable[[torch.Tensor], None]
-"""Gets codes as they come, `(batch, codebooks, new frames)` on the model's device, the prompt's first. Put together
-they are the result."""
+"""Receives codes as they are generated, `(batch, codebooks, new frames)` on the model's device, the prompt's first.
+Concatenated they are the result."""
 
-# Preparing the weights for steps takes about as long as five of these steps save.
+# Preparing the weights takes about as long as five prepared steps save.
 _STEPS_WORTH_PREPARING = 6
 
 
 @dataclass
 class _Text:
-    """The condition of every row that runs through the decoder, the null rows of guidance included."""
+    """Holds the text states and their mask, one row per row of the batch."""
 
     states: torch.Tensor | None
     mask: torch.Tensor | None
@@ -46,7 +46,7 @@ class _Text:
 
 @dataclass
 class _Request:
-    """What stays the same from window to window."""
+    """Holds what is the same in all windows of a request."""
 
     decoder: MusicgenDecoder
     heads: nn.ModuleList
@@ -80,7 +80,7 @@ def generate_codes(
     """Generate aligned codes.
 
     Args:
-        decoder, heads: in eval mode while this runs.
+        decoder, heads: put into eval mode while this runs.
         settings: sampling, length, guidance and windows.
         prompt_codes: codes to continue, int64 `(batch, codebooks, frames)`.
         encoder_hidden_states, encoder_attention_mask, generator, stopping_criteria, streamer: as for
@@ -134,7 +134,7 @@ def _in_eval_mode(*parts: nn.Module) -> Iterator[None]:
 
 
 def requested_frames(config: MusicgenDecoderConfig, settings: GenerationConfig, prompt_frames: int) -> int:
-    """Frames of the result that the settings ask for, the prompt's included.
+    """Returns how many frames the settings ask for, the prompt's included.
 
     Raises:
         ValueError: too few steps for the delay pattern, or the prompt fills them.
@@ -175,18 +175,18 @@ def _check_window(config: MusicgenDecoderConfig, settings: GenerationConfig, fra
 
 
 def window_frames(config: MusicgenDecoderConfig, settings: GenerationConfig) -> int:
-    """The most frames that one context holds: as trained, and within the positions."""
+    """Returns the most frames of one context: `max_window_frames`, limited by the model's positions."""
     positions = config.max_position_embeddings - (config.channel_codebooks - 1)
     return min(settings.max_window_frames, positions)
 
 
 def _generate_window(request: _Request, progress: _Progress) -> None:
-    """Extend `progress` until its window is full, all is done, or all rows have stopped."""
+    """Extends `progress` until the window is full, the request is done, or all rows have stopped."""
     config, settings, delays = request.config, request.settings, request.delays
     window = window_frames(config, settings)
     first_frame = 0
     if progress.codes.shape[-1] >= window or progress.windows:
-        # A later window sees the end of the one before: all but its first `extend_stride` frames.
+        # A later window starts with the end of the one before: all but its first `extend_stride` frames.
         first_frame = progress.codes.shape[-1] - (window - (settings.extend_stride or 0))
     context_BKP = progress.codes[..., first_frame:]
     frames = min(window, progress.frames - first_frame)
@@ -194,7 +194,7 @@ def _generate_window(request: _Request, progress: _Progress) -> None:
 
     steps = template_BKS.shape[-1]
     start = 1 + context_BKP.shape[-1]
-    # Most columns are predicted whole; the others hold codes of the prompt, or of the pattern's two triangles.
+    # In most columns all codes are predicted; the others hold codes of the prompt, or of the pattern's two triangles.
     partly_known = (template_BKS != FREE).flatten(0, 1).any(dim=0).tolist()
     sequence_BKS = template_BKS.clone()
     logits_of = _Logits(request, steps)
@@ -224,7 +224,7 @@ def _generate_window(request: _Request, progress: _Progress) -> None:
 
 
 def _check_finite(logits_BKV: torch.Tensor) -> None:
-    """Refuse the logits of a broken model. Once a window is enough: NaN stays in the cache."""
+    """Raises ValueError for NaN or infinite logits. Once a window is enough, since NaN stays in the cache."""
     if not bool(torch.isfinite(logits_BKV).all()):
         raise ValueError(
             "the model's logits are not finite: its weights or the text states hold NaN or infinity, or float16 has no "
@@ -233,17 +233,17 @@ def _check_finite(logits_BKV: torch.Tensor) -> None:
 
 
 class _Logits:
-    """Logits after the newest columns of a window, float32 `(rows, codebooks, vocab_size)`, the null rows included.
+    """Computes logits after a window's newest columns, float32 `(rows, codebooks, vocab_size)`, null rows included.
 
     The first columns go through the decoder's forward pass, which fills the cache with them and the text. The others
-    come one by one, through a step prepared for them where there is one.
+    come one by one, and go through a prepared step if there is one.
     """
 
     def __init__(self, request: _Request, steps: int) -> None:
         self._request = request
         self._text = _with_null_rows(request.text) if request.guided else request.text
         self._steps = steps
-        # Attention on a GPU is fastest over multiples of eight.
+        # Attention on a GPU is fastest if the number of keys is a multiple of eight.
         self._cache = KVCache(request.config.num_hidden_layers, capacity=-(-(steps - 1) // 8) * 8)
         self._step: Step | None = None
 
@@ -260,7 +260,7 @@ class _Logits:
 
 
 class _Progress:
-    """The codes so far, and the streamer and stopping criteria that are told of them."""
+    """Collects the codes so far, and passes them on to the streamer and the stopping criteria."""
 
     def __init__(
         self,
@@ -285,12 +285,12 @@ class _Progress:
 
     @property
     def codes(self) -> torch.Tensor:
-        """Aligned codes so far, `(batch, codebooks, frames)`."""
+        """Returns the aligned codes so far, `(batch, codebooks, frames)`."""
         return self._codes[..., : self._filled]
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Frames of each row up to its stop, `(batch,)`."""
+        """Returns the number of frames of each row up to its stop, int64 `(batch,)`."""
         return self._lengths
 
     @property
@@ -299,11 +299,11 @@ class _Progress:
 
     @property
     def is_watched(self) -> bool:
-        """Whether every frame has to be passed on as soon as it is there."""
+        """Returns True if every frame has to be passed on as soon as it is finished."""
         return self._streamer is not None or bool(self._stopping_criteria)
 
     def add(self, frames_BKT: torch.Tensor) -> None:
-        """Take the next frames, pass them on, and ask whether to stop."""
+        """Append the next frames, pass them on, and ask the criteria whether to stop."""
         new = frames_BKT.shape[-1]
         self._codes[..., self._filled : self._filled + new] = frames_BKT
         self._filled += new

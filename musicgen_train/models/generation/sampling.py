@@ -15,13 +15,13 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def guide(logits_2BKV: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022) of a batch whose second half has the null condition."""
+    """Applies classifier-free guidance (Ho & Salimans 2022); the second half of the batch has the null condition."""
     conditional, null = logits_2BKV.chunk(2)
     return null + (conditional - null) * scale
 
 
 def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Generators) -> torch.Tensor:
-    """The next code of each codebook, int64 `(batch, codebooks)`.
+    """Picks the next code of each codebook, int64 `(batch, codebooks)`.
 
     Args:
         logits_BKV: float32.
@@ -34,12 +34,11 @@ def pick(logits_BKV: torch.Tensor, settings: GenerationConfig, generators: Gener
 
 
 def draw_codes(probabilities_BKV: torch.Tensor, generators: Generators) -> torch.Tensor:
-    """Draw an index for each codebook of each row, int64 `(B, K)`: the one `torch.multinomial` draws with the same
-    generator.
+    """Draws an index for each codebook of each row, int64 `(B, K)`, as `torch.multinomial` does with that generator.
 
-    `torch.multinomial` checks the probabilities first, for which the host would wait for a GPU. Of numbers that are
-    exponentially distributed with rates p, the smallest is that of index i with probability p_i; the same holds for
-    the largest of p_i divided by a number with rate 1.
+    `torch.multinomial` checks the probabilities first, for which the host would wait for a GPU. Among exponentially
+    distributed numbers with rates p, the i-th is the smallest with probability p_i; equivalently, p_i divided by a
+    number with rate 1 is the largest.
     """
     noise_BKV = torch.empty_like(probabilities_BKV, memory_format=torch.contiguous_format)
     if generators is None or isinstance(generators, torch.Generator):
@@ -51,7 +50,7 @@ def draw_codes(probabilities_BKV: torch.Tensor, generators: Generators) -> torch
 
 
 def truncate(logits: torch.Tensor, settings: GenerationConfig) -> torch.Tensor:
-    """Logits after temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020); codes cut off are -inf.
+    """Applies temperature, top-k (Fan et al. 2018) and top-p (Holtzman et al. 2020); logits cut off become -inf.
 
     Works on any leading axes. At least one code always stays.
     """

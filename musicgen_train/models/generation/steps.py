@@ -1,6 +1,6 @@
-"""The fastest way to do the steps of a request: in C on a CPU, as a CUDA graph on a GPU, else by the forward pass.
+"""Chooses the fastest way to do the steps of a request: in C on a CPU, as a CUDA graph on a GPU, else the forward pass.
 
-Within a request nothing changes from step to step but the ids and the position, so all else is prepared once.
+Within a request only the ids and the position change from step to step, so all else is prepared once.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from musicgen_train.models.layers import LayerNorm, MusicgenAttention, cross_att
 from musicgen_train.models.products import Linear
 
 Step: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Logits of the next column, float32 `(rows, codebooks, vocab_size)`, from the newest one, int64 `(batch, codebooks)`.
-They may lie in memory that the next call uses again."""
+"""Computes the next column's logits, float32 `(rows, codebooks, vocab_size)`, from the newest column, int64
+`(batch, codebooks)`. The next call may overwrite them."""
 
 MakeStep: TypeAlias = "Callable[[KVCache, int, torch.Tensor | None, bool], Step]"
-"""Makes the step of a window from a cache that holds the first columns and the text, the number of columns of the
-window, the text's mask, and whether there is guidance: the second half of rows then has the null condition."""
+"""Makes the step of a window. Takes a cache that holds the first columns and the text, the number of columns of the
+window, the text's mask, and whether there is guidance; the second half of rows then has the null condition."""
 
 
 def step_maker(decoder: MusicgenDecoder, heads: nn.ModuleList, rows: int) -> MakeStep | None:
-    """How to make the steps of a request's windows; None where only the forward pass can do them.
+    """Returns a function that makes the steps of a request's windows; None if only the forward pass can do them.
 
     Args:
-        decoder, heads: whose weights stay as they are until the request is done.
-        rows: of a step, the null rows of guidance included.
+        decoder, heads: their weights must not change until the request is done.
+        rows: rows of a step, the null rows of guidance included.
     """
     if not is_plain(decoder, heads):
         return None
     device = decoder.layer_norm.weight.device
     if device.type == "cuda":
         weights = StepWeights(decoder, heads)
-        # Autocast keeps rounded copies of weights, which a graph must not see freed.
+        # No graph under autocast: it caches rounded copies of weights, and may free them while a graph reads them.
         if torch.is_autocast_enabled("cuda"):
             return functools.partial(FixedStep, weights)
         return lambda *window: GraphedStep(FixedStep(weights, *window))
@@ -51,7 +51,7 @@ def step_maker(decoder: MusicgenDecoder, heads: nn.ModuleList, rows: int) -> Mak
 
 
 def is_plain(decoder: MusicgenDecoder, heads: nn.ModuleList) -> bool:
-    """Tells whether the weights alone say what the model computes: no part is wrapped, hooked or sharded."""
+    """Returns True if the weights alone determine what the model computes: no part is wrapped, hooked or sharded."""
     known = {MusicgenDecoder, MusicgenDecoderLayer, MusicgenAttention, Linear, nn.ModuleList, nn.Embedding, LayerNorm}
     parts = [*decoder.modules(), *heads.modules()]
     if any(type(part) not in known or part._forward_hooks or part._forward_pre_hooks for part in parts):
@@ -107,7 +107,7 @@ def _native_step(
     text_mask_BL: torch.Tensor | None,
     guided: bool,
 ) -> Step:
-    """The steps of a window in C. Rows of the null condition skip the attention to the text, which is zero for them."""
+    """Makes the step of a window in C. Null rows skip the attention to the text, which is zero for them."""
     cache.reserve(steps - 1)  # the last column is never fed
     stored = [cache.buffers(layer) for layer in range(len(cache))]
     rows, heads, _, head_width = stored[0][0].shape

@@ -1,7 +1,7 @@
-"""Compiles the C files of this package for the processor at hand when they are first needed, and caches the libraries.
+"""Compiles the C files of this package for this machine's processor on first use, and caches the libraries.
 
-A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`) under a name that is a hash of all it was
-made from: another source, compiler or processor makes another one. Compiling takes half a second.
+A library lies in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). Its name is a hash of everything it was
+made from, so another source, compiler or processor makes another library. Compiling takes half a second.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from pathlib import Path
 from musicgen_train.models.kernels.structures import STRUCTURES
 
 SWITCH = "MUSICGEN_TRAIN_NATIVE"
-"""Environment variable; `0` leaves everything to torch."""
+"""Names the environment variable; its value `0` leaves everything to torch."""
 
-# Characters of a compiler's errors that are passed on.
+# Longest part of a compiler's errors that is reported, in characters.
 _MOST_SAID = 500
 
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11")
 
 
 def load_library(source_name: str) -> ctypes.CDLL | None:
-    """The compiled library of a C file beside this one; None if C is switched off or the file cannot be compiled."""
+    """Loads the library of a C file of this folder; None if C is switched off or the file cannot be compiled."""
     loaded = _load(source_name)
     return None if isinstance(loaded, str) else loaded
 
 
 def reason_without(source_name: str) -> str | None:
-    """Why there is no library of that file, in one line; None if there is one."""
+    """Says in one line why there is no library of that file; None if there is one."""
     loaded = _load(source_name)
     return loaded if isinstance(loaded, str) else None
 
 
 def reason_without_any() -> str | None:
-    """Why one of the C files here has no library, in one line; None if all have one."""
+    """Says in one line why one of the C files has no library; None if all have one."""
     reasons = (reason_without(path.name) for path in sorted(Path(__file__).parent.glob("*.c")))
     return next((reason for reason in reasons if reason is not None), None)
 
 
 def is_switched_off() -> bool:
-    """Returns True if the user's environment says that everything is left to torch."""
+    """Returns True if the environment variable switches C off."""
     return os.environ.get(SWITCH, "").strip() == "0"
 
 
@@ -77,18 +77,18 @@ def _library(source: Path, compiler: str) -> ctypes.CDLL:
     name = f"{source.stem}-{hashlib.sha256(chr(10).join(made_from).encode()).hexdigest()[:16]}.so"
     folder = _cache_folder()
     if folder is None:
-        # Once it is loaded, its file is not needed any more.
+        # The file is not needed any more once it is loaded.
         with tempfile.TemporaryDirectory() as work:
             return ctypes.CDLL(str(_compile(source, compiler, Path(work))))
     if not (folder / name).exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as work:
-            # Renamed as a whole: another process may be looking for it.
+            # Renamed when complete, since another process may be looking for it.
             _compile(source, compiler, Path(work)).replace(folder / name)
     return ctypes.CDLL(str(folder / name))
 
 
 def _cache_folder() -> Path | None:
-    """The user's cache folder; None if there is none, or it cannot be written to."""
+    """Returns the user's cache folder; None if there is none, or it cannot be written to."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen_train"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,13 +101,13 @@ def _compile(source: Path, compiler: str, work: Path) -> Path:
     checks, object_file, library = work / "checks.c", str(work / "object.o"), work / "library.so"
     checks.write_text(_layout_checks(source.name))
     _run([compiler, *_FLAGS, "-include", str(source), "-c", str(checks), "-o", object_file])
-    # Linked without -fopenmp: the threads have to be those of torch, whose OpenMP runtime is already in the process.
+    # Linked without -fopenmp, to use torch's OpenMP runtime and threads, which are already in the process.
     _run([compiler, "-shared", object_file, "-o", str(library), "-lm"])
     return library
 
 
 def _layout_checks(source_name: str) -> str:
-    """C code to follow the source, which does not compile if a structure differs from that in `structures.py`."""
+    """Makes C code to append to the source, which does not compile if a structure differs from `structures.py`."""
     lines = ["#include <stddef.h>"]
     for name, structure in STRUCTURES[source_name].items():
         claims = {f"sizeof({name}) == {ctypes.sizeof(structure)}": f"the size of {name}"}
@@ -128,7 +128,7 @@ def _run(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """The processor, on which -march=native depends: machines with different ones may share a home folder."""
+    """Describes the processor, on which -march=native depends: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

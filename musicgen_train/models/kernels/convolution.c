@@ -1,7 +1,7 @@
-/* Convolutions of EnCodec on a CPU, in float32: what comes after one is done with its sums while they are in registers.
+/* Convolutions of EnCodec on a CPU, in float32: bias, residual and ELU are applied while the sums are in registers.
  *
- * Activations are (L, C), so the taps that an output sums lie in one or a few runs of memory: a convolution is a matrix
- * product whose rows overlap, and nothing is gathered for it. `convolution.py` says what is computed.
+ * Activations are (L, C), so the inputs of an output lie in one or a few runs of memory: a convolution is a matrix
+ * product whose rows overlap, and no input is copied. `convolution.py` says what is computed.
  *
  * Axes: B batch, L steps of the output, G runs of taps, I inputs of a run, O outputs, P panels of COLUMNS outputs.
  */
@@ -15,7 +15,7 @@ enum { BLOCK = 16 * ROWS };
 
 typedef struct {
     int64_t batch, steps, runs, inputs, outputs, threads;
-    const float *input;   /* B x ..., of which output step l and run g see `inputs` numbers from l * step + g * run on */
+    const float *input;   /* B x ...; step l, run g read `inputs` floats from l * input_step + g * input_run on */
     int64_t input_batch, input_step, input_run;
     const float *weights; /* P x G x I x COLUMNS */
     const float *bias;    /* O */
@@ -27,7 +27,7 @@ typedef struct {
     int64_t activated_batch;
 } Convolution;
 
-/* What follows the sums, for a row of a tile. */
+/* Adds bias and residual, and writes the results, for a row of a tile. */
 static inline void finish(const Convolution *of, vec sums[2], int64_t batch, int64_t at, const float *bias) {
     for (int half = 0; half < 2; half++, at += LANES, bias += LANES) {
         vec sum = sums[half] + *(const vec *)bias;
@@ -48,7 +48,7 @@ static void finish_part(const Convolution *of, const vec sums[2], int64_t batch,
     }
 }
 
-/* A tile: `rows` steps from one on, of one panel. */
+/* Computes a tile: `rows` steps from `step` on, of one panel. */
 static inline __attribute__((always_inline)) void convolve_tile(const Convolution *of, const int rows, int64_t batch,
                                                                 int64_t step, int64_t panel) {
     const float *input = of->input + batch * of->input_batch + step * of->input_step;
@@ -68,7 +68,7 @@ static inline __attribute__((always_inline)) void convolve_tile(const Convolutio
     }
 }
 
-/* Steps of one row of the batch, for some of the panels. */
+/* Computes some steps of one row of the batch, for some of the panels. */
 static void convolve_block(const Convolution *of, int64_t batch, int64_t begin, int64_t end, int64_t first_panel,
                            int64_t last_panel) {
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
@@ -82,9 +82,9 @@ static void convolve_block(const Convolution *of, int64_t batch, int64_t begin, 
 void convolve(const Convolution *of) {
     const int64_t panels = (of->outputs + COLUMNS - 1) / COLUMNS;
     const int64_t blocks = (of->steps + BLOCK - 1) / BLOCK;
-    /* Where there are few steps, the outputs are divided, too. */
+    /* With few steps, the outputs are divided among threads too. */
     const int64_t groups = least(panels, (8 * of->threads + of->batch * blocks - 1) / (of->batch * blocks));
-    /* Handed out one by one: where another process takes a core, the other does the rest. */
+    /* Dynamic, so that other threads do more if another process takes a core. */
 #pragma omp parallel for num_threads((int)of->threads) schedule(dynamic, 1)
     for (int64_t task = 0; task < of->batch * blocks * groups; task++) {
         const int64_t group = task % groups, block = task / groups % blocks, batch = task / groups / blocks;
@@ -95,7 +95,7 @@ void convolve(const Convolution *of) {
 
 enum padding { CONSTANT, REFLECT, REPLICATE };
 
-/* A step of padding, `beyond` steps before (direction -1) or after (direction 1) the one at the edge. */
+/* Writes a step of padding, `beyond` steps before (direction -1) or after (direction 1) the one at the edge. */
 static void pad_step(float *edge, int64_t direction, int64_t beyond, int64_t width, enum padding mode) {
     float *const target = edge + direction * beyond * width;
     if (mode == CONSTANT)
@@ -104,7 +104,7 @@ static void pad_step(float *edge, int64_t direction, int64_t beyond, int64_t wid
         memcpy(target, mode == REFLECT ? edge - direction * beyond * width : edge, width * sizeof *target);
 }
 
-/* Fill `left` steps before and `right` steps after those of each row, as torch.nn.functional.pad does. */
+/* Fills `left` steps before and `right` steps after those of each row, as torch.nn.functional.pad does. */
 void pad_ends(float *steps, int64_t batch, int64_t batch_stride, int64_t length, int64_t width, int64_t left,
               int64_t right, int64_t mode) {
     for (int64_t row = 0; row < batch; row++, steps += batch_stride) {

@@ -1,7 +1,7 @@
 """Convolutions of EnCodec in C, for float32: each writes its result, its ELU or both where the next one reads them.
 
-The C side is `convolution.c`. Rows and padding of activations `(B, L, C)` may lie in larger memory; the numbers of a
-step, and the steps of a row, follow one another.
+The C side is `convolution.c`. Activations `(B, L, C)` may be views into larger memory, which has room for padding; each
+row must be contiguous.
 
 Axis letters: B batch, L steps, C width, I inputs of a panel, P panels of W outputs.
 """
@@ -23,28 +23,28 @@ _PADDING_MODES = ("constant", "reflect", "replicate")  # as the C side counts th
 
 
 def choose_convolution(hidden: torch.Tensor, weights: Iterable[torch.Tensor]) -> bool:
-    """Whether `convolve` can do convolutions with these weights of such an activation."""
+    """Returns True if `convolve` can do convolutions with these weights and such an input."""
     return choose(_SOURCE, (hidden, *weights)) is not None
 
 
 def panel_width() -> int:
-    """W, the outputs of a panel."""
+    """Returns W, the number of outputs of a panel."""
     width: int = _library().panel_width()
     return width
 
 
 @dataclass(frozen=True)
 class Taps:
-    """How one step of the result is made of the steps of the input, all counted in numbers (floats)."""
+    """Says which inputs a step of the result reads; sizes and distances count floats."""
 
     runs: int
-    """Runs of numbers that are read for it: taps with gaps between them are a run each, others are one run together."""
+    """Contiguous runs of floats that are read: one per tap with dilation, else one for all taps together."""
     inputs: int
-    """Numbers of a run."""
+    """Length of a run."""
     input_step: int
-    """From the input of one result to that of the next."""
+    """Distance from the input of one result to that of the next."""
     input_run: int
-    """From one run to the next."""
+    """Distance from one run to the next."""
 
 
 def convolve(
@@ -58,17 +58,17 @@ def convolve(
     output: tuple[torch.Tensor, int] | None,
     activated: tuple[torch.Tensor, int] | None,
 ) -> None:
-    """Write some steps of a convolution.
+    """Computes some steps of a convolution.
 
     Args:
-        taps: which inputs a step of the result is made of.
-        input_BLC: padded.
-        first: the first number of each row that is read.
+        taps: which inputs a step of the result reads.
+        input_BLC: the padded input.
+        first: index of the first float of each row that is read.
         panels_PIW: the weights, in panels of `panel_width` outputs.
         bias: as long as a step of the result.
-        steps: of the result, to be made.
-        residual: an activation that is added, and its step that belongs to the first one made.
-        output: where the result goes, and its first step; None if it is not wanted.
+        steps: how many steps to compute.
+        residual: an activation to add, and its step that belongs to the first one computed.
+        output: where the result is written, and its first step; None to write only its ELU.
         activated: the same for the result's ELU.
     """
     arguments = Convolution(
@@ -92,17 +92,17 @@ def convolve(
 
 
 def can_pad(mode: str, length: int, left: int, right: int) -> bool:
-    """Whether `pad_ends` can pad so many steps."""
+    """Returns True if `pad_ends` can pad rows of `length` steps by `left` and `right` steps."""
     return mode in _PADDING_MODES and length > max(left, right)
 
 
 def pad_ends(steps_BLC: torch.Tensor, left: int, right: int, mode: str) -> None:
-    """Fill the memory before and after the steps of each row, which must be part of the tensor that they lie in.
+    """Fills the memory before and after each row in place; the rows must be views into memory with room for it.
 
     Args:
-        steps_BLC: such that `can_pad`.
-        left, right: steps before and after them.
-        mode: of `torch.nn.functional.pad`.
+        steps_BLC: rows that `can_pad` accepts.
+        left, right: steps to fill before and after them.
+        mode: mode of `torch.nn.functional.pad`.
     """
     batch, length, width = steps_BLC.shape
     numbers = (batch, steps_BLC.stride(0), length, width, left, right, _PADDING_MODES.index(mode))
@@ -110,7 +110,7 @@ def pad_ends(steps_BLC: torch.Tensor, left: int, right: int, mode: str) -> None:
 
 
 def _place(name: str, place: tuple[torch.Tensor, int] | None) -> dict[str, int]:
-    """Fields that say where an activation lies from one of its steps on; none where there is none."""
+    """Returns the structure's fields for an activation from one of its steps on; no fields for None."""
     if place is None:
         return {}
     values_BLC, first = place

@@ -1,10 +1,9 @@
-/* One step of generation on a CPU: the ids of one column in, the logits of the next one out. Products are as the type of
- * the weights has them; what lies between two is float32.
+/* One step of generation on a CPU, from the ids of one column to the logits of the next. Products are computed in the
+ * type of the weights; everything between them is float32.
  *
- * What bounds a step is reading every weight once. Each matrix is read in the layout that the checkpoint has, row by
- * row, by all threads together; a row is used for all rows of the batch while it is in the first cache, and what the
- * threads hand each other is the little that lies between two products. `decode_step.py` fills the structures below and
- * says what is computed.
+ * A step is bound by reading every weight once. Each matrix is read in the checkpoint's layout, row by row, divided
+ * among all threads; a row is used for all rows of the batch while it is in the L1 cache, and threads exchange only the
+ * small activations between two products. `decode_step.py` fills the structures below and says what is computed.
  *
  * Axes: R rows, D width, N heads, H head width, F inner width, S steps, L text length, K codebooks, V codes.
  */
@@ -37,30 +36,30 @@ typedef struct {
     const float *final_norm_weight, *final_norm_bias;
     const void *const *heads_weights; /* K pointers to V x D */
     const float *positions;            /* S x D */
-    const uint8_t *text_seen;          /* text_rows x L: 0 for padding; null where all is seen */
-    float *scratch;                    /* `decode_step_scratch` numbers */
+    const uint8_t *text_seen;          /* text_rows x L: 0 for padding; null without padding */
+    float *scratch;                    /* `decode_step_scratch` floats */
     float *logits;                     /* R x K x V */
 } Step;
 
 enum { GELU = 0, RELU = 1 };
 
-/* More rows than this lie side by side: the processor then computes more in a second. */
+/* More rows than this are packed side by side, which makes their products faster. */
 enum { FEW_ROWS = 4 };
 
-/* What weights are multiplied with: rows one after the other, or side by side as `packed_rows.h` has them. */
+/* The rows that weights are multiplied with: one after the other, or side by side as in `packed_rows.h`. */
 typedef struct {
-    float *numbers; /* `packed_size` of them */
+    float *numbers; /* `packed_size` floats */
     int64_t rows, inputs;
-    enum type type; /* of the products; numbers are rounded where it is PAIRED */
+    enum type type; /* of the products; if PAIRED, numbers are rounded to bfloat16 */
 } States;
 
 static States states_of(const Step *step, float *numbers, int64_t rows, int64_t inputs) {
-    /* A few rows wait for the weights, and gain nothing; and pairs have to fill whole vectors. */
+    /* With a few rows a step waits for the weights, so pairs gain nothing; and pairs have to fill whole vectors. */
     const int as_pairs = PAIRS && step->type == BFLOAT16 && rows > FEW_ROWS && inputs % (2 * LANES) == 0;
     return (States){numbers, rows, inputs, as_pairs ? PAIRED : (enum type)step->type};
 }
 
-/* Numbers of a row, from its input `first` on. */
+/* Writes numbers of a row, from its input `first` on. */
 static void put(const States *states, int64_t row, int64_t first, const float *numbers, int64_t count) {
     if (states->rows <= FEW_ROWS)
         memcpy(states->numbers + row * states->inputs + first, numbers, (size_t)count * sizeof(float));
@@ -68,7 +67,7 @@ static void put(const States *states, int64_t row, int64_t first, const float *n
         pack_row(states->type, numbers, row, first, count, states->rows, states->inputs, states->numbers);
 }
 
-/* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`, by weights that are read once in a step. */
+/* products[r][o] = row r . weight[o] for the outputs from `begin` to `end`; each weight is read once. */
 static inline __attribute__((always_inline)) void product_of_type(const enum type type, const States *states,
                                                                   const void *weight, int64_t begin, int64_t end,
                                                                   float *products, int64_t products_stride) {
@@ -90,7 +89,7 @@ static void product(const States *states, const void *weight, int64_t begin, int
         product_of_type(FLOAT32, states, weight, begin, end, products, products_stride);
 }
 
-/* sums[r][o] += row r . weight[o], by way of `products`; all have rows as long as `weight` has outputs. */
+/* sums[r][o] += row r . weight[o]; `products` is scratch memory. Rows of both have `outputs` floats. */
 static void add_to_residual(const States *states, const void *weight, int64_t outputs, int64_t begin,
                             int64_t end, float *products, float *sums) {
     product(states, weight, begin, end, products, outputs);
@@ -98,7 +97,7 @@ static void add_to_residual(const States *states, const void *weight, int64_t ou
         for (int64_t o = begin; o < end; o++) sums[r * outputs + o] += products[r * outputs + o];
 }
 
-/* Layer normalization (Ba et al. 2016) of the first rows, as many as `normal` has; `row` holds one of them. */
+/* Layer normalization (Ba et al. 2016) of the first `normal->rows` rows; `row` is scratch memory for one of them. */
 static void normalize(const float *states, const float *weight, const float *bias, float epsilon, float *row,
                       const States *normal) {
     const int64_t width = normal->inputs;
@@ -153,19 +152,19 @@ static int64_t widest(const Step *step) {
     return step->inner_width > step->width ? step->inner_width : step->width;
 }
 
-/* Numbers of scratch memory that each thread needs: normalized states, products, one row, scores. */
+/* Returns the floats of scratch memory that each thread needs: normalized states, products, one row, scores. */
 static int64_t scratch_of_a_thread(const Step *step) {
     return packed_size(step->rows, step->width) + (step->rows + 1) * widest(step) + longest(step);
 }
 
-/* Numbers of scratch memory that a step needs. */
+/* Returns the floats of scratch memory that a step needs. */
 int64_t decode_step_scratch(const Step *step) {
     const int64_t rows = step->rows, width = step->width, inner_width = step->inner_width;
     const int64_t shared = 4 * rows * width + packed_size(rows, width) + packed_size(rows, inner_width);
     return shared + step->threads * scratch_of_a_thread(step);
 }
 
-/* ids: batch x K, `rows / batch` times the same; length: steps in the cache, where this one is written. */
+/* ids: batch x K, used `rows / batch` times; length: steps in the cache, the index at which this one is written. */
 void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t length) {
     const int64_t rows = step->rows, width = step->width, heads = step->heads, inner_width = step->inner_width;
     const int64_t head_width = width / heads, text_rows = step->text_rows, text_length = step->text_length;
@@ -203,7 +202,7 @@ void decode_step(const Step *step, const int64_t *ids, int64_t batch, int64_t le
 #pragma omp barrier
 
         for (const Layer *layer = step->layers; layer < step->layers + step->num_layers; layer++) {
-            /* Normalizing is less work than waiting for one another: every thread does it for itself. */
+            /* Every thread normalizes all rows for itself, which is faster than a barrier. */
             normalize(hidden, layer->self_norm_weight, layer->self_norm_bias, step->norm_epsilon, row, &all_normal);
             share(width, 4, thread, threads, &begin, &end);
             const void *const projections[3] = {layer->query, layer->key, layer->value};

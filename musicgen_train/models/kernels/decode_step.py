@@ -1,8 +1,8 @@
 """A step of generation in C: with a few rows it takes little longer than reading the decoder's weights once.
 
-It computes what the decoder's forward pass does, with the weights where they are: matrices are neither packed nor
-copied, and mapped files stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32; from
-five rows on, where the processor multiplies bfloat16, the states are rounded to it, too, as torch does. The C side is
+It computes what the decoder's forward pass does, and reads the weights in place: matrices are neither packed nor
+copied, and mapped files stay mapped. Weights in bfloat16 are half as much to read, and are multiplied in float32. From
+five rows on, if the processor can multiply bfloat16, the states are rounded to it too, as torch does. The C side is
 `decode_step.c`.
 
 Axes: B batch, R rows (B, or 2 B under guidance), K codebooks, V codes, D width, N heads, H head width, S steps, L text
@@ -23,24 +23,24 @@ from musicgen_train.models.kernels.structures import POINTER, TYPES, StepArgumen
 
 _SOURCE = "decode_step.c"
 _ACTIVATIONS = {"gelu": 0, "relu": 1}
-# Read once a step, and left in the model's dtype; all other tensors are float32 on the C side.
+# These are read once a step, in the model's dtype; all other tensors are converted to float32 for the C side.
 _MATRICES = {"query", "key", "value", "self_out", "cross_query", "cross_out", "fc1", "fc2"}
 # The C code reads eight numbers at a time.
 _LANES = 8
-# With more rows than this a step is a matrix product like any other, and torch does as much in a second.
+# With more rows than this torch's matrix products are as fast.
 _MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
 class StepTensors:
-    """The weights that a step reads, all of one dtype."""
+    """Holds the weights that a step reads, all of one dtype."""
 
     layers: Sequence[Mapping[str, torch.Tensor]]
-    """Of each layer, by the names of `StepLayer`'s fields, keys and values left out."""
+    """Each layer's weights by the names of `StepLayer`'s fields, without keys and values."""
     embeddings: Sequence[torch.Tensor]
-    """Of each codebook, `(V + 1, D)`."""
+    """One per codebook, `(V + 1, D)`."""
     heads: Sequence[torch.Tensor]
-    """Of each codebook, `(V, D)`."""
+    """One per codebook, `(V, D)`."""
     final_norm_weight: torch.Tensor
     final_norm_bias: torch.Tensor
     norm_epsilon: float
@@ -55,7 +55,7 @@ class StepTensors:
 
 
 def choose_decode_step(tensors: StepTensors, rows: int) -> ctypes.CDLL | None:
-    """The library for `NativeStep` if it can do steps of so many rows with these weights, and is the fastest way."""
+    """Returns the library for `NativeStep` if it supports these weights and is fastest for `rows` rows, else None."""
     inner_width, width = tensors.layers[0]["fc1"].shape
     fits = (
         rows <= _MOST_ROWS
@@ -67,7 +67,7 @@ def choose_decode_step(tensors: StepTensors, rows: int) -> ctypes.CDLL | None:
 
 
 class NativeStep:
-    """Logits after one more column of ids, for one window of a request.
+    """Computes logits after one more column of ids, for one window of a request.
 
     Args:
         library: from `choose_decode_step`.
@@ -75,7 +75,7 @@ class NativeStep:
         keys_values: two tensors `(R, N, capacity, H)` per layer with the steps so far, to which each call adds one.
             Those of a model in bfloat16 are copied to float32, and are not written to.
         text_keys_values: `(text_rows, N, L, H)` per layer, for the first rows, which have a text; None for no text.
-        text_seen_BL: uint8 `(text_rows, L)`, 0 for padding; None where all is seen.
+        text_seen_BL: uint8 `(text_rows, L)`, 0 for padding; None if nothing is padding.
         positions_SD: float32, the position embeddings of the window.
         batch: rows of the ids; row r of the cache has the codes of row r % batch.
     """
@@ -131,17 +131,17 @@ class NativeStep:
             logits=self._pointer(self._logits),
         )
         library.decode_step_scratch.restype = ctypes.c_int64
-        # Zeros, since numbers that only fill up groups of rows are computed with, too.
+        # Zeros, since the unused part of the last group of rows is read too.
         scratch = self._logits.new_zeros(library.decode_step_scratch(ctypes.byref(self._arguments)))
         self._arguments.scratch = self._pointer(scratch)
         self._run = library.decode_step
 
     def __call__(self, ids_BK: torch.Tensor, length: int) -> torch.Tensor:
-        """Logits of the next column, float32 `(rows, codebooks, vocab_size)`, in memory that the next call uses again.
+        """Returns the next column's logits, float32 `(rows, codebooks, vocab_size)`, in memory reused by the next call.
 
         Args:
             ids_BK: int64, the newest column.
-            length: steps in the cache, which is where this one is written.
+            length: steps in the cache, which is the index at which this one is written.
         """
         ids_BK = ids_BK.contiguous()
         self._run(

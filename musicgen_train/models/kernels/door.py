@@ -19,15 +19,15 @@ def choose(
     fits: bool = True,
     dtypes: Collection[torch.dtype] = (torch.float32,),
 ) -> ctypes.CDLL | None:
-    """The compiled C file if it can compute with some tensors; None if torch has to.
+    """Returns the compiled C file if it can be used with these tensors; None if torch has to do it.
 
-    Where only the compiler is missing, one warning says what that costs, for the whole process.
+    If only the compiler is missing, one warning per process says what that costs.
 
     Args:
         source: name of the C file.
-        tensors: all that the computation reads. They must be plain tensors on the CPU, and need no gradient.
-        fits: whether shapes and settings are those that the C code is for.
-        dtypes: of the tensors, which must all have the same one.
+        tensors: all tensors that the computation reads. They must be plain, on the CPU, and need no gradient.
+        fits: whether the C code supports the shapes and settings.
+        dtypes: supported dtypes; all tensors must have the same one.
     """
     tensors = list(tensors)
     if not fits or not all(_is_plain(tensor) and tensor.dtype == tensors[0].dtype for tensor in tensors):

@@ -1,7 +1,7 @@
-/* The steps of one layer of an LSTM (Hochreiter & Schmidhuber 1997; gates as torch.nn.LSTM has them) on a CPU, in float32.
+/* One layer of an LSTM (Hochreiter & Schmidhuber 1997; gates in torch.nn.LSTM's order) on a CPU, in float32.
  *
- * What bounds a step is reading the weights once, from the processor's last cache. They are read in the layout that the
- * checkpoint has, and each thread does the same units at every step. `lstm.py` says what is computed.
+ * A step is bound by reading the weights once, from the processor's last-level cache. They are read in the checkpoint's
+ * layout, and each thread computes the same units at every step. `lstm.py` says what is computed.
  *
  * Axes: T steps, B batch, U units.
  */
@@ -12,13 +12,13 @@
 
 typedef struct {
     int64_t steps, batch, units, threads;
-    float *gates;         /* T x B x 4 U: what the input adds to input gate, forget gate, cell and output gate */
+    float *gates;         /* T x B x 4 U: the input's part of input gate, forget gate, cell and output gate */
     const float *weights; /* 4 U x U: outputs x inputs */
     float *cells;         /* B x U, zeros */
     float *output;        /* T x B x U */
 } Layer;
 
-/* Cells and output of one step from its gates, for some of the units of a row. */
+/* Computes cells and output of one step from its gates, for some of the units of a row. */
 static void update(const float *gates, int64_t units, int64_t begin, int64_t end, float *cells, float *output) {
     for (int64_t u = begin; u < end; u += LANES) {
         const vec input = sigmoid(*(const vec *)(gates + u)), forget = sigmoid(*(const vec *)(gates + units + u));
@@ -29,7 +29,7 @@ static void update(const float *gates, int64_t units, int64_t begin, int64_t end
     }
 }
 
-/* products: of each thread B x 4 U numbers. */
+/* products: scratch memory, B x 4 U floats per thread. */
 void lstm_steps(const Layer *layer, float *products) {
     const int64_t units = layer->units, batch = layer->batch, row = 4 * units;
 #pragma omp parallel num_threads((int)layer->threads)

@@ -18,12 +18,12 @@ from musicgen_train.models.kernels.structures import POINTER, LSTMLayer
 _SOURCE = "lstm.c"
 # The C code reads eight numbers at a time.
 _LANES = 8
-# With more rows than this a step is bound by arithmetic, of which torch does as much in a second.
+# With more rows than this a step is bound by arithmetic, at which torch is as fast.
 _MOST_ROWS = 4
 
 
 def choose_lstm(input_TBU: torch.Tensor, parameters: Sequence[torch.Tensor]) -> ctypes.CDLL | None:
-    """The library for `lstm_layer` if it can run layers with these parameters over this input, and is faster."""
+    """Returns the library for `lstm_layer` if it supports these parameters and this input and is faster, else None."""
     _, batch, units = input_TBU.shape
     fits = batch <= _MOST_ROWS and units % _LANES == 0 and all(parameter.is_contiguous() for parameter in parameters)
     return choose(_SOURCE, (input_TBU, *parameters), fits)
@@ -36,18 +36,18 @@ def lstm_layer(
     recurrent_GU: torch.Tensor,
     bias_G: torch.Tensor,
 ) -> torch.Tensor:
-    """The output of one LSTM layer from zeros, `(T, B, U)` (Hochreiter & Schmidhuber 1997; gates in torch's order).
+    """Runs one LSTM layer from a zero state; `(T, B, U)` (Hochreiter & Schmidhuber 1997; gates in torch's order).
 
     Args:
         library: from `choose_lstm`.
         input_TBU: `(T, B, U)`.
-        to_gates_GU, recurrent_GU: weights of the input and of the output before.
+        to_gates_GU, recurrent_GU: weights of the input and of the previous output.
         bias_G: the sum of both biases.
     """
     steps, batch, units = input_TBU.shape
     threads = torch.get_num_threads()
     products = input_TBU.new_empty(threads, batch, 4 * units)
-    # Not `linear`, which takes another way, and rounds differently, for tensors made in inference mode.
+    # Not `linear`, which uses other kernels, and rounds differently, for tensors made in inference mode.
     gates = torch.addmm(bias_G, input_TBU.flatten(0, 1), to_gates_GU.T)
     output = input_TBU.new_empty(steps, batch, units)
     cells = input_TBU.new_zeros(batch, units)

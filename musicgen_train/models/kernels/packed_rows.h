@@ -1,25 +1,25 @@
-/* Products of weights with a few dozen rows. The rows lie side by side, so that a vector has one number of each: nothing
- * is left to be added up within it at the end, and what a weight is multiplied with is read once for several outputs
- * (Goto & van de Geijn 2008, but with the weights where they are). */
+/* Products of weights with a few dozen rows. The rows lie side by side, so that a vector holds one number of each row:
+ * no sum within a vector is needed at the end, and the numbers of an input are read once for several outputs
+ * (Goto & van de Geijn 2008, but without packing the weights). */
 #ifndef PACKED_ROWS_H
 #define PACKED_ROWS_H
 #include "vectors.h"
 
-/* Rows that are one vector wide; more of them are taken in groups of two vectors. */
+/* Up to ONE_VECTOR rows form a group of one vector; more rows are divided into groups of two vectors. */
 enum { ONE_VECTOR = LANES, TWO_VECTORS = 2 * LANES };
-/* Outputs at a time: their sums, what a group has of one input, and one weight are in sixteen registers. */
+/* Outputs at a time: their sums, a group's numbers of one input, and one weight fit into sixteen registers. */
 enum { OUTPUTS_OF_ONE = 8, OUTPUTS_OF_TWO = 6 };
 
 static inline int64_t packed_width(int64_t rows) { return rows <= ONE_VECTOR ? ONE_VECTOR : TWO_VECTORS; }
 
-/* Numbers that rows of so many inputs take: whole groups. The last may have lanes to spare, whose products nobody
- * reads. Pairs take half of it. */
+/* Returns how many floats packed rows take: whole groups. The last may have unused lanes, whose products are ignored.
+ * Pairs take half of it. */
 static inline int64_t packed_size(int64_t rows, int64_t inputs) {
     const int64_t width = packed_width(rows);
     return (rows + width - 1) / width * width * inputs;
 }
 
-/* Numbers of a row, from its input `first` on, to their place in groups of inputs x width; of pairs, two to a word. */
+/* Copies numbers of a row, from its input `first` on, into groups of inputs x width; pairs have two to a word. */
 static inline void pack_row(const enum type type, const float *numbers, int64_t row, int64_t first, int64_t count,
                             int64_t rows, int64_t inputs, float *packed) {
     const int64_t width = packed_width(rows), group = row / width * width;
@@ -34,7 +34,7 @@ static inline void pack_row(const enum type type, const float *numbers, int64_t 
 }
 
 /* products[r][o] = row r . weight[o] of one group and a few outputs, all kept in registers: `vectors`, `outputs` and
- * `type` are constants wherever it is called. */
+ * `type` are compile-time constants at every call. */
 static inline __attribute__((always_inline)) void packed_tile(const int vectors, const int outputs,
                                                               const enum type type, const float *packed, int64_t rows,
                                                               int64_t inputs, const void *weight, float *products,
@@ -45,10 +45,10 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) sums[o][v] = (vec){0};
     for (int64_t i = 0; i < inputs; i += LANES) {
-        /* What the next tile reads here; left alone, the processor looks no further than a row. */
+        /* Prefetch for the next tile: the processor by itself prefetches only along a row. */
 #pragma GCC unroll 8
         for (int o = 0; o < outputs; o++) __builtin_prefetch(weight_at(type, weight, (outputs + o) * inputs + i));
-        /* Of bfloat16, one at a time would take longer to make a float of than to multiply with. */
+        /* Convert bfloat16 weights in vectors: one at a time, converting would take longer than multiplying. */
         float made[OUTPUTS_OF_ONE][LANES];
         if (type == BFLOAT16)
 #pragma GCC unroll 8
@@ -69,7 +69,7 @@ static inline __attribute__((always_inline)) void packed_tile(const int vectors,
         for (int64_t r = 0; r < rows; r++) products[r * products_stride + o] = sums[o][r / LANES][r % LANES];
 }
 
-/* The same of all groups, which read the weights from the first cache after the first of them. */
+/* The same for all groups; all but the first read the weights from the L1 cache. */
 static inline __attribute__((always_inline)) void packed_outputs(const int vectors, const int outputs,
                                                                  const enum type type, const float *packed,
                                                                  int64_t rows, int64_t inputs, const void *weight,

@@ -1,7 +1,7 @@
-"""The structures that Python hands to the C files, field by field as they are there.
+"""The structures that Python passes to the C files, with the same fields in the same order.
 
-`compiler.py` has the C compiler check that each field lies where Python puts it; a file whose structures differ is not
-compiled.
+`compiler.py` lets the C compiler check the size and offset of each field; a file whose structures differ does not
+compile.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 POINTER = ctypes.c_void_p
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""`enum type` of `vectors.h`."""
+"""Mirrors `enum type` of `vectors.h`."""
 
 
 class Convolution(ctypes.Structure):
-    """`Convolution` of `convolution.c`."""
+    """Mirrors `Convolution` of `convolution.c`."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "steps", "runs", "inputs", "outputs", "threads")),
@@ -31,7 +31,7 @@ class Convolution(ctypes.Structure):
 
 
 class StepLayer(ctypes.Structure):
-    """`Layer` of `decode_step.c`: the weights of a layer, and its keys and values."""
+    """Mirrors `Layer` of `decode_step.c`: the weights of a layer, and its keys and values."""
 
     _fields_ = [
         (name, POINTER)
@@ -46,7 +46,7 @@ class StepLayer(ctypes.Structure):
 
 
 class StepArguments(ctypes.Structure):
-    """`Step` of `decode_step.c`: the whole decoder, at one of its steps."""
+    """Mirrors `Step` of `decode_step.c`: the whole decoder and the memory of a step."""
 
     _fields_ = [
         *(
@@ -68,7 +68,7 @@ class StepArguments(ctypes.Structure):
 
 
 class LSTMLayer(ctypes.Structure):
-    """`Layer` of `lstm.c`."""
+    """Mirrors `Layer` of `lstm.c`."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "batch", "units", "threads")),
@@ -81,4 +81,4 @@ STRUCTURES: dict[str, dict[str, type[ctypes.Structure]]] = {
     "decode_step.c": {"Layer": StepLayer, "Step": StepArguments},
     "lstm.c": {"Layer": LSTMLayer},
 }
-"""By C file, and by the name that a structure has there."""
+"""Maps C files to their structures, by the names in C."""

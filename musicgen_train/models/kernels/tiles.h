@@ -2,8 +2,7 @@
 #ifndef TILES_H
 #define TILES_H
 /* A tile of ROWS x COLUMNS keeps the multipliers busy, and leaves registers for one row of a panel and one number.
- * AVX-512 has registers for more; but rows that are left over, and steps of causal attention that nobody sees, then cost
- * more than a larger tile gains. */
+ * AVX-512 has registers for more, but then left-over rows cost more than a larger tile gains. */
 #if (defined(__AVX512F__) || defined(WIDE)) && !defined(NARROW)
 #define LANES 16
 enum { ROWS = 8 };
@@ -19,10 +18,10 @@ static inline __attribute__((always_inline)) void clear(const int rows, vec sums
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (vec){0};
 }
 
-/* sums[r] += the products of row r of the left side with a panel, over the depth; both are made of words.
+/* sums[r] += row r of the left side times a panel, summed over the depth; both consist of words (`vectors.h`).
  *
- * `rows`: at most ROWS; a constant wherever this is called, as `type` is.
- * `left`, `row_step`, `depth_step`: the first word, and how many bytes it is to the next row's and the next in depth.
+ * `rows`: at most ROWS; a compile-time constant at every call, as is `type`.
+ * `left`, `row_step`, `depth_step`: the first word, and the bytes to the next row's word and to the next in depth.
  * `panel`: `depth` x COLUMNS words. */
 static inline __attribute__((always_inline)) void add_products(const enum type type, const int rows, const void *left,
                                                                int64_t row_step, int64_t depth_step,

@@ -1,4 +1,4 @@
-/* Vectors of numbers, what is computed with them, and how threads divide work. */
+/* Vectors of numbers, functions of them, and the division of work among threads. */
 #ifndef VECTORS_H
 #define VECTORS_H
 #include <stdint.h>
@@ -10,7 +10,7 @@
 #ifndef LANES
 #define LANES 8
 #endif
-/* They may lie anywhere. Where a processor's registers are narrower, the compiler splits them. */
+/* They need no alignment. If a processor's registers are narrower, the compiler splits them. */
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -25,32 +25,32 @@ static inline __attribute__((always_inline)) float sum_of(vec v) {
     return v[0];
 }
 
-/* What weights are stored as, and multiplied as: floats; bfloat16 numbers, of which floats are made; or pairs of them
- * that follow one another, which some processors multiply as they are. A pair takes the room of a float: either is
- * called a word, and counted as one. */
+/* How weights are stored and multiplied: as floats; as bfloat16 numbers that are converted to floats; or as pairs of
+ * consecutive bfloat16 numbers, which some processors multiply directly. A pair is as large as a float; either is
+ * called a word. */
 enum type { FLOAT32, BFLOAT16, PAIRED };
 
-/* Whether pairs are multiplied as they are; WIDE has any processor do it, in more steps. */
+/* PAIRS is 1 if pairs are multiplied directly; WIDE forces it on any processor, in more instructions. */
 #if (defined(__AVX512BF16__) || defined(WIDE)) && !defined(NARROW)
 enum { PAIRS = 1 };
 #else
 enum { PAIRS = 0 };
 #endif
 
-/* Where a weight lies: `type` is a constant wherever this and the next are called. */
+/* Returns the address of a weight; `type` is a compile-time constant at every call of this and the next function. */
 static inline __attribute__((always_inline)) const void *weight_at(const enum type type, const void *weights,
                                                                    int64_t index) {
     return (const char *)weights + index * (type == BFLOAT16 ? 2 : 4);
 }
 
-/* As many weights as a vector has, from one on. */
+/* Reads a vector of weights, starting at `index`. */
 static inline __attribute__((always_inline)) vec weights_at(const enum type type, const void *weights, int64_t index) {
     const void *const place = weight_at(type, weights, index);
     if (type != BFLOAT16) return *(const vec *)place;
     return (vec)(__builtin_convertvector(*(const halves *)place, ints) << 16); /* the upper half of a float */
 }
 
-/* To bfloat16, to the nearest and of two to the even one, as torch does; what is not a number stays none. */
+/* Rounds to bfloat16, to nearest even, as torch does; NaN stays NaN. */
 static inline halves rounded(vec x) {
     typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
     const bits whole = (bits)x, none = (bits)(x != x);
@@ -64,12 +64,12 @@ static inline uint16_t rounded_one(float x) {
     return x == x ? (uint16_t)((whole + 0x7fff + ((whole >> 16) & 1)) >> 16) : 0x7fc0;
 }
 
-/* Two bfloat16 numbers each, the first in the lower half. */
+/* Makes words of two bfloat16 numbers each, the first in the lower half. */
 static inline vec paired(halves first, halves second) {
     return (vec)(__builtin_convertvector(first, ints) | __builtin_convertvector(second, ints) << 16);
 }
 
-/* sums + one * other; of pairs, + the products of both of their numbers. `type` is a constant wherever it is called. */
+/* sums + one * other; for pairs, the products of both numbers are added. `type` is a compile-time constant. */
 static inline __attribute__((always_inline)) vec add_product(const enum type type, vec sums, vec one, vec other) {
     if (type != PAIRED) return sums + one * other;
 #if LANES == 16 && defined(__AVX512BF16__)
@@ -83,17 +83,17 @@ static inline __attribute__((always_inline)) vec add_product(const enum type typ
 #endif
 }
 
-/* One word in all places. */
+/* Repeats one word in all lanes. */
 static inline vec all_of(const void *place) {
     typedef int32_t word __attribute__((aligned(2), may_alias));
     return (vec)((ints){0} + *(const word *)place);
 }
 
-/* Where weights are read from: one needs to be told what is read next, the other is slower for it. */
+/* Where weights are read from: prefetching helps for MEMORY, and costs time for CACHE. */
 enum source { MEMORY, CACHE };
 
-/* A few rows against a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are constants
- * wherever it is called. */
+/* Multiplies a few rows by a few outputs, all kept in registers: `rows`, `outputs`, `source` and `type` are
+ * compile-time constants at every call. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int outputs, const enum source source,
                                                        const enum type type, const float *states,
                                                        int64_t states_stride, const void *weight,
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         vec weights[4];
 #pragma GCC unroll 4
         for (int o = 0; o < outputs; o++) {
-            /* What the next tile reads here; left alone, the processor looks no further than a row. */
+            /* Prefetch for the next tile: the processor by itself prefetches only along a row. */
             if (source == MEMORY) __builtin_prefetch(weight_at(type, weight, (o + 4) * weight_stride + i));
             weights[o] = weights_at(type, weight, o * weight_stride + i);
         }
@@ -157,7 +157,7 @@ static inline __attribute__((always_inline)) void multiply(const enum source sou
 
 /* exp(x) = power + power * rest for x <= 0: power = 2^k and rest = exp(r) - 1, |r| <= log(2) / 2. Below -88 it is 0. */
 static inline void split_exponential(vec x, vec *power, vec *rest) {
-    const float to_integer = 12582912.0f; /* 1.5 * 2^23: of what is added to it, the integer part stays */
+    const float to_integer = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     const ints out_of_range = x < -88.0f;
     x = (vec)(((ints)x & ~out_of_range) | ((ints)((vec){0} - 88.0f) & out_of_range));
     const vec rounded = x * 1.442695041f + to_integer;
@@ -194,10 +194,10 @@ static inline vec elu(vec x) {
     return (vec)(((ints)x & positive) | ((ints)below & ~positive));
 }
 
-/* Half of erfc(|x| / sqrt(2)), the share of a normal distribution beyond |x|, to 4e-7 of it.
+/* Half of erfc(|x| / sqrt(2)), the probability of a normal variable above |x|, with a relative error of 4e-7.
  *
- * erfc(z) = t p(t) exp(-z^2) of t = 1 / (1 + z / 2), as in Press et al., "Numerical Recipes", 6.2; the coefficients of p
- * were fitted for z up to 7, by least squares weighted until the largest relative error was small. */
+ * erfc(z) = t p(t) exp(-z^2) with t = 1 / (1 + z / 2), as in Press et al., "Numerical Recipes", 6.2; the coefficients
+ * of p were fitted for z up to 7, by least squares weighted until the largest relative error was small. */
 static inline vec normal_tail(vec x) {
     const vec size = (vec)((ints)x & INT32_MAX);
     const vec t = 1.0f / (1.0f + size * 0.353553391f);
@@ -212,7 +212,7 @@ static inline vec normal_tail(vec x) {
     return 0.5f * t * series * exponential(x * x * -0.5f);
 }
 
-/* GELU (Hendrycks & Gimpel 2016): x times the normal distribution's share below x. */
+/* GELU (Hendrycks & Gimpel 2016): x times the normal distribution function at x. */
 static inline vec gelu(vec x) {
     const vec tail = normal_tail(x);
     const ints positive = x > 0.0f;
@@ -227,14 +227,14 @@ static inline vec sigmoid(vec x) {
     return above / (power + 1.0f);
 }
 
-/* The hyperbolic tangent: -p / (p + 2) of p = exp(-2 |x|) - 1, with the sign of x. */
+/* The hyperbolic tangent: -p / (p + 2) with p = exp(-2 |x|) - 1, with the sign of x. */
 static inline vec hyperbolic_tangent(vec x) {
     const ints sign = (ints)x & INT32_MIN;
     const vec power = exponential_less_one((vec)((ints)(x * 2.0f) | INT32_MIN));
     return (vec)((ints)(-power / (power + 2.0f)) | sign);
 }
 
-/* The part of `total` that one of the threads does: whole groups of `group`. */
+/* Computes the range of `total` that a thread does: whole groups of `group`. */
 static inline void share(int64_t total, int64_t group, int64_t thread, int64_t threads, int64_t *begin, int64_t *end) {
     const int64_t groups = (total + group - 1) / group;
     *begin = groups * thread / threads * group;
