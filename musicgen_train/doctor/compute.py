@@ -99,7 +99,7 @@ def _c_code() -> Finding:
         return ok("C code", "compiled: generation and the codec use it on the CPU")
     return note(
         "C code",
-        f"not in use ({reason}): on the CPU, generating and encoding music take about twice the time",
+        f"not in use ({reason}): on the CPU, generating music takes 2 to 5 times as long",
         "install a C compiler, e.g. apt-get install gcc",
     )
 

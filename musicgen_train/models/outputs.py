@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from musicgen_train.models.kv_cache import KVCache
+from musicgen_train.models.kv_cache import KVCache
 
 
 class ModelOutput:

@@ -128,7 +128,7 @@ def test_one_warning_tells_what_it_costs(
         assert not messages
     else:
         (message,) = messages
-        assert "2 to 4 times as long" in message
+        assert "2 to 5 times as long" in message
         assert "install gcc or clang" in message
         assert ("no C compiler here" if fault == "missing" else "this flag is unknown") in message
 

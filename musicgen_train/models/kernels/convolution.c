@@ -9,9 +9,18 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "tiles.h"
+/* Sums stay in registers: a tile of ROWS x COLUMNS keeps the multipliers busy, and leaves registers for one row of a
+ * panel and one number (Goto & van de Geijn 2008). AVX-512 has registers for more, but then left-over rows cost more than
+ * a larger tile gains. */
+#if (defined(__AVX512F__) || defined(WIDE)) && !defined(NARROW)
+#define LANES 16
+enum { ROWS = 8 };
+#else
+enum { ROWS = 6 };
+#endif
+#include "vectors.h"
 
-enum { BLOCK = 16 * ROWS };
+enum { COLUMNS = 2 * LANES, BLOCK = 16 * ROWS };
 
 typedef struct {
     int64_t batch, steps, runs, inputs, outputs, threads;
@@ -26,6 +35,24 @@ typedef struct {
     float *activated; /* ELU of the same; may be null */
     int64_t activated_batch;
 } Convolution;
+
+/* sums[r] += the inputs of step r times a panel; `rows` is a compile-time constant at every call.
+ *
+ * `input_step`: floats from the inputs of a step to those of the next.
+ * `panel`: `inputs` x COLUMNS floats. */
+static inline __attribute__((always_inline)) void add_products(const int rows, const float *input, int64_t input_step,
+                                                               const float *panel, int64_t inputs,
+                                                               vec sums[ROWS][2]) {
+    for (int64_t i = 0; i < inputs; i++, input++, panel += COLUMNS) {
+        const vec first = *(const vec *)panel, second = *(const vec *)(panel + LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            const vec number = all_of(input + r * input_step);
+            sums[r][0] += number * first;
+            sums[r][1] += number * second;
+        }
+    }
+}
 
 /* Adds bias and residual, and writes the results, for a row of a tile. */
 static inline void finish(const Convolution *of, vec sums[2], int64_t batch, int64_t at, const float *bias) {
@@ -56,9 +83,10 @@ static inline __attribute__((always_inline)) void convolve_tile(const Convolutio
     const float *const bias = of->bias + panel * COLUMNS;
     const int64_t columns = least(COLUMNS, of->outputs - panel * COLUMNS);
     vec sums[ROWS][2];
-    clear(rows, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (vec){0};
     for (int64_t run = 0; run < of->runs; run++, input += of->input_run, weights += of->inputs * COLUMNS)
-        add_products(FLOAT32, rows, input, 4 * of->input_step, 4, weights, of->inputs, sums);
+        add_products(rows, input, of->input_step, weights, of->inputs, sums);
     for (int64_t r = 0; r < rows; r++) {
         const int64_t at = (step + r) * of->outputs + panel * COLUMNS;
         if (columns == COLUMNS)

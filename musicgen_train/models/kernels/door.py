@@ -47,7 +47,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 @functools.cache
 def _warn_once() -> None:
     logging.getLogger("musicgen_train").warning(
-        "no C code (%s): generation and the codec take 2 to 4 times as long on this CPU (docs/benchmarks.md); install "
-        "gcc or clang, or name a C compiler in $CC",
+        "no C code (%s): on this CPU generation takes 2 to 5 times as long, and the codec up to twice as long "
+        "(docs/benchmarks.md); install gcc or clang, or name a C compiler in $CC",
         reason_without_any(),
     )

@@ -51,30 +51,16 @@ static inline __attribute__((always_inline)) vec weights_at(const enum type type
 }
 
 /* Rounds to bfloat16, to nearest even, as torch does; NaN stays NaN. */
-static inline halves rounded(vec x) {
-    typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-    const bits whole = (bits)x, none = (bits)(x != x);
-    const bits upper = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
-    return __builtin_convertvector((upper & ~none) | (0x7fc0 & none), halves);
-}
-
 static inline uint16_t rounded_one(float x) {
     typedef uint32_t bits __attribute__((may_alias));
     const bits whole = *(const bits *)&x;
     return x == x ? (uint16_t)((whole + 0x7fff + ((whole >> 16) & 1)) >> 16) : 0x7fc0;
 }
 
-/* Makes words of two bfloat16 numbers each, the first in the lower half. */
-static inline vec paired(halves first, halves second) {
-    return (vec)(__builtin_convertvector(first, ints) | __builtin_convertvector(second, ints) << 16);
-}
-
 /* sums + one * other; for pairs, the products of both numbers are added. `type` is a compile-time constant. */
 static inline __attribute__((always_inline)) vec add_product(const enum type type, vec sums, vec one, vec other) {
     if (type != PAIRED) return sums + one * other;
-#if LANES == 16 && defined(__AVX512BF16__)
-    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)one, (__m512bh)other);
-#elif LANES == 8 && defined(__AVX512BF16__) && defined(__AVX512VL__)
+#if LANES == 8 && defined(__AVX512BF16__) && defined(__AVX512VL__)
     return (vec)_mm256_dpbf16_ps((__m256)sums, (__m256bh)one, (__m256bh)other);
 #else
     const ints upper = (ints){0} - 0x10000;
