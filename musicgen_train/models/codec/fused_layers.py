@@ -263,6 +263,8 @@ def _panels_for(step_width: int, together: int) -> Callable[[torch.Tensor], torc
     """
 
     def panels_of(taps_GIO: torch.Tensor) -> torch.Tensor:
+        if taps_GIO.shape[1] != step_width:  # the C code would read beyond the weights
+            raise ValueError(f"a convolution over {taps_GIO.shape[1]} numbers a step was given {step_width}")
         taps_IO = taps_GIO.flatten(0, 1)
         inputs, outputs = taps_IO.shape
         panels = -(-together * outputs // panel_width())
