@@ -130,6 +130,16 @@ def test_gradients_hooks_and_other_types_are_torchs(calls: list[Any]) -> None:
         assert len(calls) == 2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [Conv, TransposedConv])
+@pytest.mark.parametrize("width", [1, 9, 400_000])
+def test_an_activation_of_another_width_is_refused(layer: Any, width: int) -> None:
+    # As in a signal (B, C, L) given for one of (B, L, C): C would read far beyond the weights.
+    layers = nn.Sequential(layer(config(), 8, 12, 4) if layer is Conv else layer(config(), 8, 12, 2))
+    with pytest.raises(ValueError, match=f"a convolution over 8 numbers a step was given {width}"):
+        fused_layers.run_layers(layers, torch.randn(1, 3, width))
+
+
 def test_weights_with_group_norm_are_torchs(calls: list[Any]) -> None:
     some = config(norm_type="time_group_norm")
     with torch.no_grad():

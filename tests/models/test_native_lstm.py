@@ -36,4 +36,7 @@ def test_lstm_is_torchs_where_it_must_be() -> None:
         assert can_be_in_c(lstm, hidden)
         assert not can_be_in_c(lstm, torch.randn(5, 32, 16))
         assert not can_be_in_c(nn.LSTM(12, 12), torch.randn(5, 2, 12))
+        assert not can_be_in_c(nn.LSTM(16, 8), hidden)
+        assert not can_be_in_c(nn.LSTM(16, 24), hidden)
+        assert not can_be_in_c(lstm, torch.randn(5, 2, 8))
         assert not can_be_in_c(lstm.double(), hidden.double())

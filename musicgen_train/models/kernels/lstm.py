@@ -25,7 +25,11 @@ _MOST_ROWS = 4
 def choose_lstm(input_TBU: torch.Tensor, parameters: Sequence[torch.Tensor]) -> ctypes.CDLL | None:
     """Returns the library for `lstm_layer` if it supports these parameters and this input and is faster, else None."""
     _, batch, units = input_TBU.shape
-    fits = batch <= _MOST_ROWS and units % _LANES == 0 and all(parameter.is_contiguous() for parameter in parameters)
+    fits = (
+        batch <= _MOST_ROWS
+        and units % _LANES == 0
+        and all(each.is_contiguous() and each.shape in ((4 * units, units), (4 * units,)) for each in parameters)
+    )
     return choose(_SOURCE, (input_TBU, *parameters), fits)
 
 
